@@ -1,0 +1,340 @@
+"""A pool of worker processes, seen from the supervisor: jobs go in, events come out, whatever happens to the workers.
+
+A worker that dies, or is killed because its trial takes too long, costs that trial and is replaced. Processes are
+spawned, never forked (CUDA and threads do not survive a fork), one job each at a time.
+"""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
+from types import TracebackType
+
+from autopeft.engine import worker as process
+from autopeft.engine.trial import Backend, Cause, EpochRecord, Evaluation, TrialJob, TrialResult
+from autopeft.errors import AutopeftError, EnvironmentProblem
+from autopeft.space.modules import Scalar
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has opened its backend; comes again when a worker was replaced."""
+
+    worker: int
+    seconds: float
+    facts: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Trial `number` has finished an epoch."""
+
+    number: int
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial has ended, well or badly; exactly one for every submitted job, unless the pool is stopped before."""
+
+    result: TrialResult
+
+
+PoolEvent = Ready | Progress | Finished
+
+MAX_IDLE_DEATHS = 3
+"""Workers that may die between trials, one after another, before the pool gives up."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    index: int
+    process: SpawnProcess
+    pipe: Connection
+    order: process.Order | None = None
+    opened: bool = False
+    since: float = 0.0
+    """Monotonic time at which the order could begin."""
+    records: list[EpochRecord] = field(default_factory=list)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class WorkerPool:
+    """Runs trials in `n_workers` processes of their own; use as a context manager.
+
+    `threads` is per worker (the machine's cores divided by the workers, where None); `trial_timeout` in seconds. What
+    workers print goes to the file that `log` writes, and nowhere where it writes none; tracebacks of failed trials are
+    logged at level DEBUG.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        n_workers: int = 1,
+        threads: int | None = None,
+        trial_timeout: float | None = None,
+        log: logging.Logger | None = None,
+    ) -> None:
+        assert n_workers >= 1
+        self._backend = pickle.dumps(backend)
+        self._threads = threads or max(1, available_cores() // n_workers)
+        self._timeout = trial_timeout
+        self._log = log or logging.getLogger(__name__)
+        self._n_workers = n_workers
+        self._workers: list[_Worker] = []
+        self._events: deque[PoolEvent] = deque()
+        self._evaluations: dict[_Worker, Evaluation | AutopeftError] = {}
+        self._fatal: AutopeftError | None = None
+        self._idle_deaths = 0
+
+    def __enter__(self) -> "WorkerPool":
+        # multiprocessing joins its children when the interpreter ends; without this a pool that was never left would
+        # wait there for workers that ignore SIGTERM.
+        Finalize(self, _end_all, args=(self._workers,), exitpriority=10)
+        for index in range(self._n_workers):
+            self._workers.append(self._spawn(index))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(0)
+
+    @property
+    def n_free(self) -> int:
+        """Workers that can be given a job, those that are still opening included."""
+        return sum(worker.order is None for worker in self._workers)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Numbers of the trials in work."""
+        return tuple(w.order.job.number for w in self._workers if isinstance(w.order, process.Train))
+
+    def submit(self, job: TrialJob) -> None:
+        """Give `job` to a free worker; there must be one (`n_free`)."""
+        free = [worker for worker in self._workers if worker.order is None]
+        assert free, "submit() needs a free worker"
+        self._give(min(free, key=lambda worker: not worker.opened), process.Train(job))
+
+    def wait(self, timeout: float | None = None) -> list[PoolEvent]:
+        """What has happened, oldest first: at once if there is something, else after at most `timeout` seconds.
+
+        Without a timeout it waits for the next event, and returns nothing where none can come.
+
+        Raises:
+            AutopeftError: the backend cannot be opened, or no trial can go on (a full disk); the worker's own error,
+                of its own class.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._events:
+            self._raise_if_fatal()
+            if end is None and all(worker.opened and worker.order is None for worker in self._workers):
+                break
+            left = None if end is None else max(0.0, end - time.monotonic())
+            self._pump(left)
+            if left == 0:
+                break
+        return self._drain()
+
+    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+        """Score the weights in `job.folder` on `split`; waits for a free worker and for the outcome.
+
+        Raises:
+            AutopeftError: the weights cannot be loaded or scored, or the worker died of it.
+        """
+        while not (free := [worker for worker in self._workers if worker.order is None and worker.opened]):
+            self._raise_if_fatal()
+            self._pump(None)
+        worker = self._give(free[0], process.Evaluate(job, split))
+        while worker not in self._evaluations:
+            self._raise_if_fatal()
+            self._pump(None)
+        outcome = self._evaluations.pop(worker)
+        if isinstance(outcome, AutopeftError):
+            raise outcome
+        return outcome
+
+    def stop(self, grace: float) -> list[PoolEvent]:
+        """End all workers. Running trials may still finish within `grace` seconds; later ones leave no event."""
+        end = time.monotonic() + grace
+        try:
+            while self._fatal is None and self.running and (left := end - time.monotonic()) > 0:
+                self._pump(left)
+        finally:
+            _end_all(self._workers)
+        return self._drain()
+
+    def _drain(self) -> list[PoolEvent]:
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def _spawn(self, index: int) -> _Worker:
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        child = multiprocessing.get_context("spawn").Process(
+            target=process.main,
+            args=(theirs, index, self._threads, _log_file(self._log)),
+            name=f"autopeft-worker-{index}",
+            daemon=True,
+        )
+        child.start()
+        theirs.close()
+        worker = _Worker(index, child, ours, since=time.monotonic())
+        try:
+            ours.send_bytes(self._backend)
+        except OSError:
+            self._log.info("worker %d ended before it began", index)
+        return worker
+
+    def _give(self, worker: _Worker, order: process.Order) -> _Worker:
+        """The worker that has the order now: another one where `worker` has died since it was free."""
+        worker.order, worker.since, worker.records = order, time.monotonic(), []
+        try:
+            worker.pipe.send(order)
+        except OSError:
+            return self._give(self._replace(worker), order)
+        return worker
+
+    def _pump(self, timeout: float | None) -> None:
+        """Wait for at most `timeout` seconds until something happens, and take in what did."""
+        sources: dict[object, _Worker] = {}
+        for worker in self._workers:
+            sources |= {worker.pipe: worker, worker.process.sentinel: worker}
+        deadlines = [
+            worker.since + self._timeout for worker in self._workers if self._timeout and self._in_work(worker)
+        ]
+        waits = [timeout] if timeout is not None else []
+        waits += [max(0.0, min(deadlines) - time.monotonic())] if deadlines else []
+        happened = connection.wait(list(sources), min(waits) if waits else None)  # type: ignore[arg-type]
+        for worker in dict.fromkeys(sources[source] for source in happened):
+            self._take_in(worker)
+        for worker in list(self._workers):
+            if self._timeout and self._in_work(worker) and time.monotonic() >= worker.since + self._timeout:
+                worker.process.kill()
+                worker.process.join()
+                self._take_in(worker, late=True)
+
+    def _in_work(self, worker: _Worker) -> bool:
+        return worker.opened and worker.order is not None
+
+    def _take_in(self, worker: _Worker, late: bool = False) -> None:
+        # The process is looked at before the pipe: what it sent before it died still counts.
+        dead = not worker.process.is_alive()
+        try:
+            while worker.pipe.poll():
+                self._handle(worker, worker.pipe.recv())
+        except (EOFError, OSError, pickle.UnpicklingError):
+            worker.process.join(timeout=5)
+            dead = True
+        if dead and worker in self._workers:
+            self._bury(worker, late)
+
+    def _handle(self, worker: _Worker, message: process.Message) -> None:
+        match message:
+            case process.Opened(seconds, facts):
+                worker.opened, worker.since = True, time.monotonic()
+                self._events.append(Ready(worker.index, seconds, facts))
+                self._log.debug("worker %d is ready after %.1f s: %s", worker.index, seconds, dict(facts))
+            case process.CannotGoOn(error, trace):
+                worker.order, self._fatal = None, error
+                self._log.debug("worker %d: %s\n%s", worker.index, error, trace)
+            case process.EpochDone(number, record):
+                worker.records.append(record)
+                self._events.append(Progress(number, record))
+            case process.TrialDone(result, trace, usable):
+                worker.order, self._idle_deaths = None, 0
+                self._events.append(Finished(result))
+                if trace is not None:
+                    self._log.debug("trial %d failed: %s\n%s", result.number, result.error, trace)
+                if not usable:
+                    self._replace(worker)
+            case process.EvaluationDone(outcome, trace):
+                worker.order, self._idle_deaths = None, 0
+                self._evaluations[worker] = outcome
+                if trace is not None:
+                    self._log.debug("%s\n%s", outcome, trace)
+
+    def _bury(self, worker: _Worker, late: bool) -> None:
+        """Account for a dead worker's order and put a new worker in its place."""
+        how = f"took longer than {self._timeout:g} s" if late else _death(worker.process.exitcode)
+        match worker.order:
+            case process.Train(job):
+                error = f"the trial {how} and was stopped" if late else f"the worker {how}"
+                seconds = time.monotonic() - worker.since
+                epochs = tuple(worker.records)
+                cause: Cause = "timeout" if late else "killed"
+                result = TrialResult.failed(job.number, cause, error, seconds=seconds, epochs=epochs)
+                self._events.append(Finished(result))
+            case process.Evaluate(job, split):
+                error = f"the evaluation of trial {job.number} on {split}: the worker {how}"
+                self._evaluations[worker] = AutopeftError(error)
+            case None:
+                self._idle_deaths += 1
+        self._log.debug("worker %d %s", worker.index, how)
+        if self._fatal is None and (not worker.opened or self._idle_deaths > MAX_IDLE_DEATHS):
+            when = "before it was ready" if not worker.opened else "again and again between trials"
+            self._fatal = EnvironmentProblem(
+                f"a worker {how} {when}; the log has what it printed. Too little memory? A script that starts a "
+                "search must do so under `if __name__ == '__main__':`"
+            )
+        if self._fatal is None:
+            self._replace(worker)
+        else:
+            self._workers.remove(worker)
+
+    def _replace(self, worker: _Worker) -> _Worker:
+        worker.end()
+        successor = self._spawn(worker.index)
+        self._workers[self._workers.index(worker)] = successor
+        return successor
+
+    def _raise_if_fatal(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.end()
+    workers.clear()
+
+
+def _death(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"was killed by signal {-exit_code}"
+
+
+def _log_file(log: logging.Logger) -> Path | None:
+    """The file that `log` writes to, also through its parents."""
+    return next((Path(h.baseFilename) for h in _handlers(log) if isinstance(h, logging.FileHandler)), None)
+
+
+def _handlers(log: logging.Logger | None) -> Iterable[logging.Handler]:
+    while log is not None:
+        yield from log.handlers
+        log = log.parent if log.propagate else None

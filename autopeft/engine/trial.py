@@ -1,0 +1,259 @@
+"""One trial as values: what is asked (`TrialJob`), what is told on the way (`EpochRecord`), how it ended (`TrialResult`).
+
+`Backend` and `Trainer` are what a worker needs to run trials; the engine has two of them, `training` and `toy`. Nothing
+here imports torch: the supervisor reads and writes these values too.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from autopeft.errors import StudyCorruptError
+from autopeft.resources import atomic_write
+from autopeft.space.architecture import Architecture
+from autopeft.space.modules import Scalar
+
+RESULT_FILE = "result.json"
+"""Marks a trial as finished: it is the last file to be written into a trial's folder."""
+
+FORMAT_VERSION = 1
+
+Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory"]
+State = Literal["complete", "failed"]
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss, metric or score that is NaN or infinite: the trial has failed, whatever came before."""
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of trial `number`: 32 bits of a hash, the same in every process and on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{study_seed}/{number}".encode()).digest()[:4], "big")
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """One architecture to be trained."""
+
+    number: int
+    architecture: Architecture
+    training: tuple[tuple[str, Scalar], ...]
+    """What differs from the recipe's training, by field: `(("learning_rate", 3e-4),)`."""
+    seed: int
+    folder: Path
+    """Where the trial's weights and result go; made when it is needed."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known at the end of an epoch.
+
+    Raises:
+        NotFiniteError: the loss or a metric is NaN or infinite.
+    """
+
+    epoch: int
+    """From 1."""
+    steps: int
+    """Optimiser steps since the trial began."""
+    train_loss: float
+    """Mean over the epoch's examples."""
+    metrics: tuple[tuple[str, float], ...]
+    """On the validation split; the recipe's metric first."""
+    seconds: float
+    """Since the trial began."""
+
+    def __post_init__(self) -> None:
+        _refuse_not_finite("train_loss", self.train_loss)
+        for name, value in self.metrics:
+            _refuse_not_finite(name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "metrics": dict(self.metrics)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EpochRecord":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: a key is missing, unknown, or of another type.
+        """
+        _check(data, _EPOCH_FIELDS)
+        return cls(**{**data, "metrics": _metrics(data["metrics"])})
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended.
+
+    Raises:
+        NotFiniteError: the score is NaN or infinite.
+    """
+
+    number: int
+    state: State
+    score: float | None
+    """The recipe's metric at the best epoch, on the validation split; None where the trial failed."""
+    best_epoch: int | None
+    epochs: tuple[EpochRecord, ...]
+    stored: int
+    """Adapter parameters in the saved file; 0 where the trial failed before they were counted."""
+    trained: int
+    head: int
+    """Parameters of the task head, which neither `stored` nor `trained` counts."""
+    seconds: float
+    peak_memory_bytes: int | None
+    """Of the device on CUDA, else the high-water mark of the worker's process."""
+    cause: Cause | None = None
+    error: str | None = None
+    """One line."""
+
+    def __post_init__(self) -> None:
+        if self.score is not None:
+            _refuse_not_finite("score", self.score)
+        if (self.state == "complete") != (self.score is not None) or (self.state == "failed") != (
+            self.cause is not None
+        ):
+            raise ValueError("a complete trial has a score, a failed one a cause, and none has both")
+
+    @classmethod
+    def failed(
+        cls,
+        number: int,
+        cause: Cause,
+        error: str,
+        *,
+        seconds: float,
+        epochs: tuple[EpochRecord, ...] = (),
+        peak_memory_bytes: int | None = None,
+    ) -> "TrialResult":
+        """A trial without a score; `error` is cut to one line."""
+        line = error.strip().splitlines()[0][:500] if error.strip() else cause
+        return cls(number, "failed", None, None, epochs, 0, 0, 0, seconds, peak_memory_bytes, cause, line)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": FORMAT_VERSION, **asdict(self), "epochs": [epoch.to_json() for epoch in self.epochs]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: another version, or a key that is missing, unknown, or of another type.
+            NotFiniteError: a number that is NaN or infinite.
+        """
+        if not isinstance(data, Mapping) or data.get("version") != FORMAT_VERSION:
+            raise ValueError(f"version must be {FORMAT_VERSION}")
+        values = {name: value for name, value in data.items() if name != "version"}
+        _check(values, _RESULT_FIELDS)
+        if values["state"] not in get_args(State) or values["cause"] not in {*get_args(Cause), None}:
+            raise ValueError("'state' or 'cause' is not a known word")
+        return cls(**{**values, "epochs": tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])})
+
+
+def write_result(folder: Path, result: TrialResult) -> None:
+    """Mark the trial in `folder` as finished."""
+    atomic_write(folder / RESULT_FILE, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+
+
+def read_result(folder: Path) -> TrialResult | None:
+    """The result in a trial's folder; None where the trial is not finished.
+
+    Raises:
+        StudyCorruptError: the file is there and is not a trial's result.
+    """
+    path = folder / RESULT_FILE
+    try:
+        return TrialResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, ArithmeticError, TypeError, RecursionError) as error:
+        raise StudyCorruptError(f"{path}: not a trial's result: {error}") from error
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trained trial on one split."""
+
+    split: str
+    metrics: tuple[tuple[str, float], ...]
+    """The recipe's metric first."""
+    interval: tuple[float, float]
+    """95 % bootstrap interval of the recipe's metric over the rows."""
+    n_rows: int
+
+
+class Trainer(Protocol):
+    """An opened backend: holds what trials share (model, data) and runs one trial at a time."""
+
+    @property
+    def facts(self) -> Mapping[str, Scalar]:
+        """What is worth telling once: device, precision, threads."""
+        ...
+
+    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
+        """Train `job` and leave its weights in `job.folder`; the caller writes the result file."""
+        ...
+
+    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+        """Score the weights that `train` left in `job.folder` on `split`."""
+        ...
+
+
+class Backend(Protocol):
+    """A recipe for a `Trainer`: a picklable frozen value that is sent to every worker and opened there."""
+
+    def open(self, worker: int = 0) -> Trainer:
+        """Load what trials share; `worker` counts the pool's workers from 0, so that each can take its own device."""
+        ...
+
+
+def _refuse_not_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NotFiniteError(f"{name} is {value}")
+
+
+_NUMBER = (int, float)
+_EPOCH_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "epoch": (int,),
+    "steps": (int,),
+    "train_loss": _NUMBER,
+    "metrics": (dict,),
+    "seconds": _NUMBER,
+}
+_NONE = type(None)
+_RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
+    "number": (int,),
+    "state": (str,),
+    "score": (*_NUMBER, _NONE),
+    "best_epoch": (int, _NONE),
+    "epochs": (list,),
+    "stored": (int,),
+    "trained": (int,),
+    "head": (int,),
+    "seconds": _NUMBER,
+    "peak_memory_bytes": (int, _NONE),
+    "cause": (str, _NONE),
+    "error": (str, _NONE),
+}
+
+
+def _check(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:
+    if not isinstance(data, Mapping) or set(data) != set(fields):
+        found = sorted(set(data) ^ set(fields)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"missing or unknown keys: {found}")
+    for name, kinds in fields.items():
+        if type(data[name]) not in kinds:
+            raise ValueError(f"'{name}' is a {type(data[name]).__name__}")
+        if isinstance(data[name], float):
+            _refuse_not_finite(name, data[name])
+
+
+def _metrics(data: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    if not all(type(value) in _NUMBER for value in data.values()):
+        raise ValueError("'metrics' must map names to numbers")
+    return tuple(data.items())

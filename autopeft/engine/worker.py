@@ -1,0 +1,249 @@
+"""What runs in a worker's process: opens the backend once, then serves trials over a pipe until it is told to stop.
+
+The supervisor decides when a worker ends, so SIGINT, SIGTERM and SIGHUP, which a terminal or a batch system sends to
+the whole group, are ignored here; a watchdog ends the process the moment its parent is gone.
+"""
+
+import errno
+import faulthandler
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from autopeft.engine.trial import (
+    RESULT_FILE,
+    Backend,
+    Cause,
+    EpochRecord,
+    Evaluation,
+    NotFiniteError,
+    Trainer,
+    TrialJob,
+    TrialResult,
+    write_result,
+)
+from autopeft.errors import AutopeftError, EnvironmentProblem
+from autopeft.space.modules import Scalar
+
+
+@dataclass(frozen=True)
+class Opened:
+    seconds: float
+    facts: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class CannotGoOn:
+    """The backend does not open, or the environment fails: nothing that another trial could do better."""
+
+    error: AutopeftError
+    trace: str
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    number: int
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    result: TrialResult
+    trace: str | None
+    usable: bool
+    """Whether the process may run another trial: not after it ran out of memory or lost its device."""
+
+
+@dataclass(frozen=True)
+class EvaluationDone:
+    outcome: Evaluation | AutopeftError
+    trace: str | None
+
+
+@dataclass(frozen=True)
+class Train:
+    job: TrialJob
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    job: TrialJob
+    split: str
+
+
+Message = Opened | CannotGoOn | EpochDone | TrialDone | EvaluationDone
+Order = Train | Evaluate
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def main(pipe: Connection, index: int, threads: int, log_file: Path | None) -> None:
+    """The process: its first message is the backend, pickled, and all further ones are orders."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _end_with_parent()
+    _redirect_output(log_file)
+    _limit_threads(threads)
+    start = time.monotonic()
+    try:
+        backend: Backend = pickle.loads(pipe.recv_bytes())
+        trainer = backend.open(index)
+    except Exception as error:
+        pipe.send(CannotGoOn(_as_autopeft_error(error, "the worker could not start"), traceback.format_exc()))
+        return
+    _limit_threads(threads)
+    pipe.send(Opened(time.monotonic() - start, dict(trainer.facts)))
+    while True:
+        try:
+            order: Order = pipe.recv()
+        except EOFError:
+            return
+        answer = _obey(trainer, order, pipe)
+        pipe.send(answer)
+        if isinstance(answer, CannotGoOn):
+            return
+
+
+def _obey(trainer: Trainer, order: Order, pipe: Connection) -> Message:
+    job = order.job
+    if isinstance(order, Evaluate):
+        try:
+            return EvaluationDone(trainer.evaluate(job, order.split), None)
+        except Exception as error:
+            what = f"trial {job.number} could not be evaluated on {order.split}"
+            return EvaluationDone(_as_autopeft_error(error, what), traceback.format_exc())
+    try:
+        return run_trial(trainer, job, lambda record: pipe.send(EpochDone(job.number, record)))
+    except EnvironmentProblem as error:
+        return CannotGoOn(error, traceback.format_exc())
+
+
+def run_trial(trainer: Trainer, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialDone:
+    """Train `job`; whatever it raises becomes a failed result, but for problems that every trial would have.
+
+    The result file is written last, and only by a trial that came to its end, well or badly; one that an earlier
+    attempt left there is taken away first.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written, or the trainer raised it.
+    """
+    start = time.monotonic()
+    records: list[EpochRecord] = []
+
+    def keep(record: EpochRecord) -> None:
+        records.append(record)
+        on_epoch(record)
+
+    trace, usable = None, True
+    try:
+        (job.folder / RESULT_FILE).unlink(missing_ok=True)
+        try:
+            result = trainer.train(job, keep)
+        except Exception as error:
+            if isinstance(error, EnvironmentProblem):
+                raise
+            if _is_about_the_disk(error):
+                raise EnvironmentProblem(f"{job.folder}: cannot be written: {describe(error)}") from error
+            trace, usable = traceback.format_exc(), not _spoils_the_process(error)
+            result = TrialResult.failed(
+                job.number,
+                classify(error),
+                describe(error),
+                seconds=time.monotonic() - start,
+                epochs=tuple(records),
+                peak_memory_bytes=peak_memory_bytes(),
+            )
+        write_result(job.folder, result)
+    except OSError as error:
+        raise EnvironmentProblem(f"{job.folder}: cannot be written: {error.strerror or error}") from error
+    return TrialDone(result, trace, usable)
+
+
+def classify(error: BaseException) -> Cause:
+    """The cause of failure that an exception stands for."""
+    if isinstance(error, NotFiniteError):
+        return "not finite"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory"
+    # A CPU tensor that does not fit is a plain RuntimeError in torch.
+    return "out of memory" if "can't allocate memory" in str(error) else "exception"
+
+
+def describe(error: BaseException) -> str:
+    """The exception in one line, with its class unless the message is meant for users."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if isinstance(error, AutopeftError) else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def peak_memory_bytes() -> int | None:
+    """High-water mark of this process' resident memory; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _is_about_the_disk(error: Exception) -> bool:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+    return full or "No space left on device" in str(error)  # safetensors raises an error of its own
+
+
+def _spoils_the_process(error: BaseException) -> bool:
+    # After a CUDA error every further call on the device fails; after want of memory it is fragmented.
+    return classify(error) == "out of memory" or "CUDA error" in str(error)
+
+
+def _as_autopeft_error(error: Exception, what: str) -> AutopeftError:
+    """`error` itself where it is meant for users and survives the pipe, else one that says `what` failed."""
+    if isinstance(error, AutopeftError):
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return AutopeftError(str(error))
+        return error
+    if classify(error) == "out of memory":
+        return EnvironmentProblem(f"{what}: out of memory")
+    return AutopeftError(f"{what}: {describe(error)}")
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
+
+def _redirect_output(log_file: Path | None) -> None:
+    """Send stdout and stderr, also those of C libraries, to the log: a terminal belongs to the supervisor."""
+    target: Any = log_file or os.devnull
+    descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+    faulthandler.enable()
+    logging.captureWarnings(True)
+
+
+def _limit_threads(threads: int) -> None:
+    """By environment for what is still to be imported, by call for torch where it is there already."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)

@@ -1,0 +1,243 @@
+"""The PEFT tuner of hybrid adapters: puts the modules of an architecture into a model and takes them out again."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import Tensor, nn
+
+from autopeft.errors import ConfigError, ModelError
+from autopeft.hybrid.anatomy import read_anatomy
+from autopeft.hybrid.attention import CHILD, AdaptedAttention, host_of, release
+from autopeft.hybrid.config import HybridConfig
+from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
+from autopeft.hybrid.modules import MODULES
+from autopeft.hybrid.modules.base import Attachment, KeyValuePart, LayerScope, OutputPart
+from autopeft.hybrid.sites import Sites, find_sites
+from autopeft.space.architecture import Architecture
+
+_SCOPE = "hybrid_scope"
+
+
+def resolve(architecture: Architecture, sites: Sites, dropout: float = 0.0) -> dict[str, list[Attachment]]:
+    """What goes to which module: attachments by module name.
+
+    Raises:
+        UnknownSiteError: the model has no place for a placement; names stack, layer and role.
+        ConfigError: gate `mean` in a causal stack.
+    """
+    causal = [p for p in architecture.placements if p.stack == "decoder" and p.all_options.get("gate") == "mean"]
+    if causal:
+        raise ConfigError(
+            f"{p.stack} layer {p.layer}, {p.module} at {p.role}: gate 'mean' would let a token see later ones. "
+            "In a causal stack use gate 'token' or 'none'"
+            for p in causal
+        )
+    plan: dict[str, list[Attachment]] = {}
+    for placement in architecture.placements:
+        for attachment in MODULES[placement.module](placement, sites.of(placement), dropout):
+            plan.setdefault(attachment.module, []).append(attachment)
+    return plan
+
+
+class HybridModel(BaseTuner):
+    """The tuner behind `get_peft_model(model, HybridConfig(architecture=...))`."""
+
+    prefix = PREFIX
+    tuner_layer_cls = HybridLayer
+    target_module_mapping: Mapping[str, list[str]] = {}
+
+    _plan: dict[str, list[Attachment]]
+    """Of the adapter that is being injected."""
+
+    # -- putting modules in ------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: HybridConfig, model_config: dict[str, Any]) -> HybridConfig:
+        if not peft_config.parsed_architecture():
+            peft_config.target_modules = DUMMY_TARGET_MODULES  # PEFT's way to say that no module need match
+        return peft_config
+
+    def _prepare_model(self, peft_config: HybridConfig, model: nn.Module) -> None:
+        if peft_config.base_fingerprint is not None:
+            anatomy = read_anatomy(model)
+            if anatomy.fingerprint != peft_config.base_fingerprint:
+                raise ModelError(
+                    f"this adapter was made for a model of fingerprint {peft_config.base_fingerprint}, but this "
+                    f"{anatomy.model_type} model ({anatomy.n_layers} layers, hidden {anatomy.hidden}, "
+                    f"{anatomy.n_parameters:,} parameters) has {anatomy.fingerprint}. Load the base model it names"
+                )
+        self._plan = resolve(peft_config.parsed_architecture(), find_sites(model), float(peft_config.dropout))
+        for attachment in (a for attachments in self._plan.values() for a in attachments):
+            _scope_of(model, attachment)
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
+        return key in self._plan
+
+    def _create_and_replace(
+        self,
+        peft_config: HybridConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        attachments = self._plan[current_key]
+        scope = _scope_of(self.model, attachments[0])
+        key_values = [a.part for a in attachments if isinstance(a.part, KeyValuePart)]
+        outputs = [a.part for a in attachments if isinstance(a.part, OutputPart)]
+        if key_values:
+            linears = attachments[0].sites.linears
+            key_linear = self.model.get_submodule(linears.get("attn.k") or linears["attn.qkv"])
+            inside = key_linear.get_base_layer() if isinstance(key_linear, HybridLayer) else key_linear
+            host_of(target, inside, scope).add(adapter_name, key_values)
+        if outputs:
+            if not isinstance(target, AdaptedOutput):
+                host = AdaptedOutput(target, scope)
+                self._replace_module(parent, target_name, host, target)
+                target = host
+            target.add(adapter_name, outputs)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own also moves adapters to the base's device, which `HybridLayer.add` has done, and fails on heads that
+        # have no weight of their own (RoBERTa's) when they come back at unloading.
+        setattr(parent, child_name, new_module)
+
+    # -- switching and taking out ------------------------------------------------------------------------------------
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        active = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        # Layers choose a successor each on their own, and an adapter may stand in some of them only: agree on one.
+        successors = active or list(self.peft_config)[:1]
+        if successors:
+            self.set_adapter(successors)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As in PEFT, for ungated LoRA and BitFit.
+
+        Raises:
+            ModelError: the adapter holds modules that cannot be merged; names them. Nothing was changed.
+        """
+        self._refuse_merge(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _refuse_merge(self, adapter_names: Iterable[str] | None) -> None:
+        names = tuple(self.active_adapters if adapter_names is None else adapter_names)
+        found: dict[str, list[str]] = {}
+        for key, module in self.model.named_modules():
+            if isinstance(module, HybridLayer):
+                for obstacle in (o for name in names for o in module.merge_obstacles(name)):
+                    found.setdefault(obstacle, []).append(key)
+        if found:
+            named = "; ".join(f"{obstacle} at {len(keys)} modules, first {keys[0]}" for obstacle, keys in found.items())
+            raise ModelError(f"cannot merge adapter {', '.join(names)}: {named}. Only ungated lora and bitfit merge")
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._refuse_merge(adapter_names)
+        else:
+            for module in self.model.modules():
+                if isinstance(module, HybridLayer):
+                    module.unmerge()
+        _release_attention(self.model)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's translation of keys; strict, where PEFT would only warn.
+
+        Raises:
+            ModelError: keys are missing or unexpected, or shapes differ.
+        """
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        there = model.state_dict()
+        expected = {key: there[key] for key in adapter_keys(model, adapter_name)}
+        # What is in the model and not the adapter's (task head, embeddings) is PEFT's business.
+        given = {k: v for k, v in remapped.items() if k in expected or k.removeprefix("base_model.model.") not in there}
+        given = {k: v for k, v in given.items() if k in expected or k not in there}
+        check_weights(expected, given, f"adapter '{adapter_name}'")
+        return remapped
+
+
+def adapter_keys(model: nn.Module, adapter_name: str) -> list[str]:
+    """Keys of the model's state dict that belong to the adapter's modules (the task head apart)."""
+    return [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, HybridLayer)
+        for attribute in module.adapter_layer_names
+        for key in module.state_dict(prefix="")
+        if key == f"{attribute}.{adapter_name}" or key.startswith(f"{attribute}.{adapter_name}.")
+    ]
+
+
+def check_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """
+    Raises:
+        ModelError: `given` has other keys or other shapes than `expected`; names the first few.
+    """
+    problems = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "of another shape": sorted(
+            f"{key} (saved {tuple(given[key].shape)}, model {tuple(expected[key].shape)})"
+            for key in expected.keys() & given.keys()
+            if expected[key].shape != given[key].shape
+        ),
+    }
+    found = [
+        f"{len(keys)} {problem}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise ModelError(f"{what} does not fit the model; weights {'; '.join(found)}")
+
+
+def remove_adapters(model: nn.Module) -> None:
+    """Take all hybrid modules out of a base model, merged weights not undone: for a load that failed half-way."""
+    _release_attention(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AdaptedOutput):
+            model.set_submodule(name, module.base_layer)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def _scope_of(model: nn.Module, attachment: Attachment) -> LayerScope:
+    """The scope of the attachment's layer, made at the first call, with the hook that fills it where one is needed."""
+    layer = model.get_submodule(attachment.sites.attention or attachment.sites.name)
+    scope: LayerScope | None = layer.__dict__.get(_SCOPE)
+    if scope is None:
+        scope = layer.__dict__[_SCOPE] = LayerScope()
+    part = attachment.part
+    needs_input = isinstance(part, KeyValuePart) and part.needs_input
+    needs_tokens = attachment.gate == "mean"
+    if (needs_input or needs_tokens) and scope.hook is None and attachment.sites.attention is not None:
+        scope.hook = layer.register_forward_pre_hook(scope.enter_attention, with_kwargs=True)
+    scope.keeps_input |= needs_input
+    scope.keeps_tokens |= needs_tokens
+    return scope
+
+
+def _release_attention(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        scope: LayerScope | None = module.__dict__.pop(_SCOPE, None)
+        if scope is not None and scope.hook is not None:
+            scope.hook.remove()
+        if isinstance(getattr(module, CHILD, None), AdaptedAttention):
+            release(module)

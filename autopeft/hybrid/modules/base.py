@@ -1,0 +1,156 @@
+"""What a kind of adapter module is made of: parts, each at one module of the base model.
+
+A kind is a function `attach(placement, sites, dropout)` that says which part goes to which module. A part knows its
+parameters and what it does in the forward pass; the host that carries it (`autopeft.hybrid.layers`,
+`autopeft.hybrid.attention`) owns the parameters, switches adapters, and merges.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from autopeft.errors import ModelError
+from autopeft.hybrid.sites import LayerSites
+from autopeft.space.architecture import Placement
+
+Parameters = dict[str, nn.Module | nn.Parameter]
+"""Parameters of one part by name: `lora_A` is stored as `<module>.autopeft_lora_A.<adapter>`."""
+
+Own = Mapping[str, Any]
+"""A part's parameters in the forward pass, under the names in which `Part.create` gave them."""
+
+
+@dataclass
+class LayerScope:
+    """What the parts of one layer share during a forward pass; set where the layer's attention is entered.
+
+    Attention comes before everything that reads it, also when a checkpointed layer is computed again.
+    """
+
+    keeps_tokens: bool = False
+    keeps_input: bool = False
+    true_tokens: Tensor | None = None
+    """Which tokens are no padding, bool (B, T, 1); None where no mask is known: then all are."""
+    hook: RemovableHandle | None = None
+    attention_input: Tensor | None = None
+    """Hidden states that enter attention (B, T, H), until the attention function has taken them."""
+
+    def enter_attention(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the attention module."""
+        if self.keeps_input:
+            self.attention_input = args[0] if args else kwargs["hidden_states"]
+        if self.keeps_tokens:
+            mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+            self.true_tokens = None if mask is None else _true_tokens(mask)
+
+    def take_attention_input(self) -> Tensor:
+        taken, self.attention_input = self.attention_input, None
+        assert taken is not None
+        return taken
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model starts without activations (a tensor within a graph cannot be copied).
+        return {**self.__dict__, "true_tokens": None, "attention_input": None}
+
+
+def _true_tokens(mask: Any) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dim() not in {2, 4}:
+        raise ModelError(
+            f"gate 'mean': needs an attention mask of 2 or 4 dimensions to leave out padding, got {type(mask).__name__}"
+        )
+    if mask.dim() == 4:  # (B, 1 or heads, T, T): a token is true if any query sees it
+        allowed = mask if mask.dtype == torch.bool else mask > -1000.0
+        return allowed.any(dim=1).any(dim=1).unsqueeze(-1)
+    return (mask != 0).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Part(ABC):
+    """What one placement puts at one module. Frozen: all state is in the parameters, which the host owns."""
+
+    kind: ClassVar[str]
+    """Name of the module kind, as in `MODULES`."""
+
+    @abstractmethod
+    def create(self, base: nn.Module) -> Parameters:
+        """Fresh parameters for the module `base`, on the CPU."""
+
+    @property
+    def merge_obstacle(self) -> str | None:
+        """Why this part cannot become a change of the base's weight and bias; None where it can."""
+        return self.kind
+
+
+class OutputPart(Part):
+    """A part that changes the output of the linear map or norm that it stands at."""
+
+    position: ClassVar[int] = 0
+    """Order among the parts of one module: lower comes first."""
+
+    @abstractmethod
+    def forward(self, own: Own, x: Tensor, y: Tensor, scope: LayerScope, training: bool) -> Tensor:
+        """The output that takes the place of `y`; `x` is what entered the module."""
+
+    def delta(self, own: Own) -> tuple[Tensor | None, Tensor | None]:
+        """What merging adds to the weight (out, in) and to the bias (out,)."""
+        raise NotImplementedError(self.kind)
+
+
+class KeyValuePart(Part):
+    """A part that puts keys and values before those of the sequence."""
+
+    @property
+    @abstractmethod
+    def needs_input(self) -> bool:
+        """Whether it reads what enters attention, `hidden` in `keys_values`."""
+
+    @abstractmethod
+    def keys_values(
+        self, own: Own, batch: int, hidden: Tensor | None, scope: LayerScope
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, kv heads, l, head dim), and what is added to their attention scores (B, 1, T, 1)."""
+
+
+@dataclass
+class Mailbox:
+    """Carries a tensor from one module to a later one of the same forward pass; empty outside of it."""
+
+    content: Tensor | None = None
+
+    def put(self, content: Tensor) -> None:
+        self.content = content
+
+    def take(self) -> Tensor:
+        taken, self.content = self.content, None
+        assert taken is not None, "the module that fills the mailbox was not called"
+        return taken
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"content": None}
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """`part` goes to the base model's module of the name `module`."""
+
+    module: str
+    part: Part
+    sites: LayerSites = field(repr=False)
+    """The layer that the module belongs to."""
+    gate: str = "none"
+
+
+Attach = Callable[[Placement, LayerSites, float], tuple[Attachment, ...]]
+"""Parts of a placement in its layer, given the dropout on the inputs of adapters."""
+
+
+def widths(linear: Any) -> tuple[int, int]:
+    """Input and output width of a linear map: `nn.Linear`, the transposed `Conv1D` of GPT-2, quantised ones."""
+    if hasattr(linear, "in_features"):
+        return int(linear.in_features), int(linear.out_features)
+    return int(linear.nx), int(linear.nf)

@@ -1,0 +1,272 @@
+"""Where adapters can stand in a transformers model: stacks, layers, and linear maps, attention and norms by role.
+
+Stacks come from what the model declares (`_can_record_outputs`), else from its layers' base class
+(`GradientCheckpointingLayer`), else the biggest homogeneous `ModuleList` is the stack. Roles come from a table of
+names. A role that several modules of a layer claim (experts) is left out. A model that already carries adapters gives
+the same sites: names are those of the wrapped modules, facts those of the modules inside.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from autopeft.errors import ModelError, UnknownSiteError
+from autopeft.space.anatomy import LINEAR_ROLES, Layer, Site, Stack
+from autopeft.space.architecture import Placement
+from autopeft.space.modules import MODULES
+
+# Role -> pattern of the linear map's name within its layer; the first match in this order counts.
+_ROLE_NAMES: Mapping[str, re.Pattern[str]] = {
+    role: re.compile(rf"(^|\.)({names})$")
+    for role, names in {
+        "attn.q": "q_proj|query|q_lin|query_proj|q|wq",
+        "attn.k": "k_proj|key|k_lin|key_proj|k|wk",
+        "attn.v": "v_proj|value|v_lin|value_proj|v|wv",
+        "attn.qkv": "c_attn|query_key_value|qkv_proj|Wqkv|in_proj|qkv|W_pack",
+        "attn.o": r"o_proj|out_proj|out_lin|o|attention\.output\.dense|self_attention\.dense|attention\.dense"
+        r"|self_attn\.dense|attn\.c_proj|attn\.Wo|attn\.o",
+        "ffn.gate": "gate_proj|wi_0|w1",
+        "ffn.in": r"up_proj|intermediate\.dense|lin1|c_fc|fc1|fc_in|wi|wi_1|dense_h_to_4h|mlp\.Wi|gate_up_proj|w3|ffn",
+        "ffn.out": r"down_proj|(?<!attention\.)output\.dense|lin2|mlp\.c_proj|fc2|fc_out|wo|dense_4h_to_h|mlp\.Wo|w2"
+        "|ffn_output",
+    }.items()
+}
+_CROSS_ATTENTION = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
+_HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim", "attention_head_dim")
+_KV_HEADS_NAMES = ("num_key_value_heads", "num_attention_heads", "num_heads", "n_heads", "n_head")
+
+
+@dataclass(frozen=True)
+class LayerSites:
+    """The modules of one layer, by their names in the model, and the layer's facts."""
+
+    name: str
+    attention: str | None
+    """The module that calls the attention function."""
+    linears: Mapping[str, str]
+    """Role -> module name."""
+    norms: tuple[str, ...]
+    """Norms that have a bias, in the order of `Layer.norm_biases`."""
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All layers of a model by (stack name, index)."""
+
+    model_type: str
+    layers: Mapping[tuple[str, int], LayerSites]
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The facts alone, as `autopeft.space` reads them."""
+        names = dict.fromkeys(stack for stack, _ in self.layers)
+        return tuple(
+            Stack(name, tuple(sites.layer for (stack, _), sites in self.layers.items() if stack == name))
+            for name in names
+        )
+
+    def of(self, placement: Placement) -> LayerSites:
+        """The layer in which `placement` stands.
+
+        Raises:
+            UnknownSiteError: there is no such layer, or it has no place for this module; names what there is.
+        """
+        where = f"{placement.stack} layer {placement.layer}"
+        sites = self.layers.get((placement.stack, placement.layer))
+        if sites is None:
+            known = ", ".join(f"{stack.name} 0-{len(stack.layers) - 1}" for stack in self.stacks)
+            raise UnknownSiteError(f"{self.model_type}: no {where} for {placement.module}. Layers: {known}")
+        kind = MODULES[placement.module]
+        if not kind.supports(sites.layer, placement.role):
+            roles = [role for role in kind.roles if kind.supports(sites.layer, role)]
+            there = f"It can stand at: {', '.join(roles)}" if roles else "It can stand nowhere in this layer"
+            raise UnknownSiteError(
+                f"{self.model_type}: {where} has no place for {placement.module} at {placement.role}. {there}"
+            )
+        return sites
+
+
+def find_sites(model: nn.Module) -> Sites:
+    """Where adapters can stand in `model`, with or without a task head, with or without adapters in it.
+
+    Raises:
+        ModelError: no stack of transformer layers is recognised.
+    """
+    config = getattr(model, "config", None)
+    model_type = str(getattr(config, "model_type", type(model).__name__))
+    layers: dict[tuple[str, int], LayerSites] = {}
+    size: dict[str, int] = {}
+    for list_name, module_list in _stacks(model):
+        found = [_layer_sites(f"{list_name}.{i}", _inside(layer), config) for i, layer in enumerate(module_list)]
+        stack = _stack_name(list_name, model, module_list, found[0], config)
+        n_parameters = sum(p.numel() for p in module_list.parameters())
+        if n_parameters <= size.get(stack, 0):
+            continue  # of several stacks with one name (text and vision), the biggest is adapted
+        size[stack] = n_parameters
+        layers = {key: value for key, value in layers.items() if key[0] != stack}
+        layers |= {(stack, i): sites for i, sites in enumerate(found)}
+    if not any(sites.linears for sites in layers.values()):
+        raise ModelError(f"{model_type}: no stack of transformer layers found in {type(model).__name__}")
+    return Sites(model_type, layers)
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    while isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
+
+
+def _stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    declared = tuple(_declared_layer_classes(model))
+    for classes in filter(None, (declared, _checkpointing_layer())):
+        stacks = [(name, m) for name, m in lists if all(isinstance(_inside(layer), classes) for layer in m)]
+        if stacks:
+            return stacks
+    homogeneous = [(name, m) for name, m in lists if len({type(_inside(layer)) for layer in m}) == 1]
+    return sorted(homogeneous, key=lambda pair: -sum(p.numel() for p in pair[1].parameters()))[:1]
+
+
+def _declared_layer_classes(model: nn.Module) -> Iterator[type]:
+    for module in model.modules():
+        declared = getattr(type(module), "_can_record_outputs", None)
+        if isinstance(declared, dict):
+            recorders = declared.get("hidden_states") or ()
+            for recorder in recorders if isinstance(recorders, list | tuple) else [recorders]:
+                layer_class = getattr(recorder, "target_class", recorder)
+                if inspect.isclass(layer_class):
+                    yield layer_class
+
+
+def _checkpointing_layer() -> tuple[type, ...]:
+    try:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError:
+        return ()
+    return (GradientCheckpointingLayer,)
+
+
+def _modules_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules within a layer as (relative name, module without its adapters); adapters themselves are left out."""
+    for name, child in layer.named_children():
+        inside = _inside(child)
+        if isinstance(inside, BaseTunerLayer):
+            continue
+        yield f"{prefix}{name}", inside
+        yield from _modules_of(inside, f"{prefix}{name}.")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    is_conv1d = hasattr(module, "nf") and hasattr(module, "nx")  # the transposed linear map of GPT-2
+    return is_conv1d or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+
+
+def _layer_sites(layer_name: str, layer: nn.Module, config: Any) -> LayerSites:
+    modules = {name: module for name, module in _modules_of(layer) if not _CROSS_ATTENTION.search(name)}
+    linears = _linears_by_role({name: module for name, module in modules.items() if _is_linear(module)})
+    sites = tuple(_site(role, modules[linears[role]]) for role in LINEAR_ROLES if role in linears)
+    norms = {
+        name: module
+        for name, module in modules.items()
+        if "norm" in type(module).__name__.lower() and getattr(module, "bias", None) is not None
+    }
+    query = linears.get("attn.q") or linears.get("attn.qkv")
+    attention = query.rpartition(".")[0] if query and "." in query else None
+    by_role = {site.role: site for site in sites}
+    heads, head_dim = _kv_heads(modules.get(attention or ""), config, by_role.get("attn.k"))
+    return LayerSites(
+        layer_name,
+        f"{layer_name}.{attention}" if attention else None,
+        {role: f"{layer_name}.{name}" for role, name in linears.items()},
+        tuple(f"{layer_name}.{name}" for name in norms),
+        Layer(
+            hidden=_hidden(by_role),
+            sites=sites,
+            norm_biases=tuple(int(norm.bias.numel()) for norm in norms.values()),
+            n_kv_heads=heads,
+            head_dim=head_dim,
+            prefix=attention is not None and heads * head_dim > 0 and _calls_interface(modules[attention]),
+        ),
+    )
+
+
+def _linears_by_role(linears: Mapping[str, nn.Module]) -> dict[str, str]:
+    claims: dict[str, list[str]] = {}
+    for name in linears:
+        role = next((role for role, pattern in _ROLE_NAMES.items() if pattern.search(name)), None)
+        if role is not None:
+            claims.setdefault(role, []).append(name)
+    return {role: names[0] for role, names in claims.items() if len(names) == 1}
+
+
+def _site(role: str, linear: Any) -> Site:
+    d_in, d_out = (
+        (linear.in_features, linear.out_features) if hasattr(linear, "in_features") else (linear.nx, linear.nf)
+    )
+    return Site(role, int(d_in), int(d_out), getattr(linear, "bias", None) is not None)
+
+
+def _hidden(sites: Mapping[str, Site]) -> int:
+    query = sites.get("attn.q") or sites.get("attn.qkv")
+    if query is not None:
+        return query.in_features
+    end = sites.get("attn.o") or sites.get("ffn.out")
+    return end.out_features if end else 0
+
+
+def _kv_heads(attention: nn.Module | None, config: Any, key: Site | None) -> tuple[int, int]:
+    """Number of key/value heads and width of a head; (0, 0) where they cannot be read."""
+    config = getattr(attention, "config", config)
+    head_dim = _first_number((attention, config), _HEAD_DIM_NAMES)
+    if not head_dim:
+        n_heads = _first_number((config,), ("num_attention_heads",))
+        head_dim = _first_number((config,), ("hidden_size",)) // n_heads if n_heads else 0
+    if attention is None or not head_dim:
+        return 0, 0
+    heads = key.out_features // head_dim if key else _first_number((attention, config), _KV_HEADS_NAMES)
+    return heads, head_dim
+
+
+def _first_number(holders: Iterable[Any], names: Iterable[str]) -> int:
+    names = tuple(names)
+    values = (getattr(holder, name, None) for holder in holders if holder is not None for name in names)
+    return next((value for value in values if isinstance(value, int)), 0)
+
+
+def _calls_interface(attention: nn.Module) -> bool:
+    """Whether the class of `attention` looks its attention function up in transformers' registry, by its config.
+
+    Some classes hold a config and still compute attention on their own: a prefix would be without effect there.
+    """
+    code = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
+    if code is None or not hasattr(attention, "config"):
+        return False
+    has_eager = hasattr(sys.modules[type(attention).__module__], "eager_attention_forward")
+    return has_eager and {"ALL_ATTENTION_FUNCTIONS", "config", "_attn_implementation"} <= set(code.co_names)
+
+
+def _stack_name(list_name: str, model: nn.Module, layers: nn.ModuleList, first: LayerSites, config: Any) -> str:
+    if getattr(config, "is_encoder_decoder", False):
+        return "decoder" if "decoder" in list_name else "encoder"
+    is_causal = None
+    if first.attention is not None:
+        relative = first.attention.removeprefix(f"{first.name}.")
+        is_causal = getattr(dict(_modules_of(_inside(layers[0])))[relative], "is_causal", None)
+    if is_causal is None:
+        model_type = getattr(config, "model_type", "")
+        is_causal = getattr(config, "is_decoder", False) or (
+            model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        )
+    return "decoder" if is_causal else "encoder"

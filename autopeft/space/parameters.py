@@ -1,0 +1,82 @@
+"""The dimensions of a bound search space: named parameters with a domain and conditions on other parameters."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopeft.space.modules import Scalar
+
+Params = Mapping[str, Scalar]
+"""What a sampler returns: parameter name → value; only the active parameters matter."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of several values. `ordered` ones (sizes) have a meaningful next smaller and next larger."""
+
+    values: tuple[Scalar, ...]
+    ordered: bool = False
+
+    def sample(self, rng: np.random.Generator) -> Scalar:
+        return self.values[int(rng.integers(len(self.values)))]
+
+    def contains(self, value: Scalar) -> bool:
+        return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.values)
+
+    def near(self, value: Scalar) -> Iterator[Scalar]:
+        """The values next to `value` where they are ordered, else all others."""
+        at = self.values.index(value)
+        if self.ordered:
+            yield from (self.values[i] for i in (at - 1, at + 1) if 0 <= i < len(self.values))
+        else:
+            yield from (v for i, v in enumerate(self.values) if i != at)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number from `low` to `high`, even on a logarithmic scale if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def sample(self, rng: np.random.Generator) -> float:
+        if self.log:
+            return self.round(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return self.round(float(rng.uniform(self.low, self.high)))
+
+    def contains(self, value: Scalar) -> bool:
+        return isinstance(value, float) and self.low <= value <= self.high
+
+    def near(self, value: Scalar) -> Iterator[float]:
+        """A fifth of the interval up and down."""
+        v = float(value)
+        for step in (-0.2, 0.2):
+            other = v * (self.high / self.low) ** step if self.log else v + step * (self.high - self.low)
+            if self.round(other) != v:
+                yield self.round(other)
+
+    def round(self, value: float) -> float:
+        """Within the bounds, to four digits."""
+        return min(max(float(f"{value:.4g}"), self.low), self.high)  # four digits: readable, and equal after storage
+
+
+Domain = Choices | Interval
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension."""
+
+    name: str
+    domain: Domain
+    conditions: tuple[tuple[str, frozenset[Scalar]], ...] = ()
+    """(parent, values): active only while every parent is active and has one of these values."""
+    is_training: bool = False
+    """A training setting, no part of the architecture."""
+
+    def is_active(self, params: Params) -> bool:
+        """Whether it matters, given the values of its parents (absent parents are inactive)."""
+        return all(parent in params and params[parent] in values for parent, values in self.conditions)

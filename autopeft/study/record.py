@@ -1,0 +1,170 @@
+"""A study's trials as values, and the one JSON form in which study.db and events.jsonl both hold them.
+
+`StoredStudy` and `StoredTrial` are that form, undecoded, so that the two sources can be compared; `view` and `record`
+decode and check it. Nothing here imports Optuna.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from autopeft.engine.trial import TrialResult
+from autopeft.errors import ConfigError, StudyCorruptError
+from autopeft.space.architecture import Architecture
+from autopeft.space.modules import Scalar
+from autopeft.study.identity import Identity
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialStart:
+    """What is known of a trial before it is trained, besides its parameters."""
+
+    architecture: Architecture
+    stored: int
+    """Adapter parameters in the saved file; the task head is apart."""
+    training: tuple[tuple[str, Scalar], ...] = ()
+    """What differs from the recipe's training, by field."""
+    retry_of: int | None = None
+    """The failed trial that this one repeats."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the study holds it."""
+
+    number: int
+    state: Literal["running", "complete", "failed"]
+    params: Mapping[str, Scalar]
+    architecture: Architecture
+    stored: int
+    training: tuple[tuple[str, Scalar], ...]
+    retry_of: int | None
+    started: float
+    """Seconds since 1970, by the wall clock; how long a trial took is in its result."""
+    finished: float | None = None
+    result: TrialResult | None = None
+
+    @property
+    def score(self) -> float | None:
+        return self.result.score if self.result else None
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study at one moment."""
+
+    identity: Identity
+    trials: tuple[TrialRecord, ...]
+    """By number, which counts from 0 without gaps."""
+    summary: Mapping[str, Any]
+    """Facts about the study as a whole, such as the final evaluation; JSON."""
+
+
+def start_to_json(start: TrialStart, started: float) -> Json:
+    return {
+        "architecture": start.architecture.to_json(),
+        "architecture_id": start.architecture.id,
+        "stored": start.stored,
+        "training": dict(start.training),
+        "retry_of": start.retry_of,
+        "started": started,
+    }
+
+
+def outcome_to_json(result: TrialResult, finished: float) -> Json:
+    return {"finished": finished, "result": result.to_json()}
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    number: int
+    params: Mapping[str, Scalar]
+    distributions: Mapping[str, Json]
+    """By parameter, as Optuna writes them."""
+    start: Json
+    outcome: Json | None
+    """None while it runs."""
+
+    def record(self) -> TrialRecord:
+        """
+        Raises:
+            StudyCorruptError: a field is missing, unknown, or holds what cannot be.
+        """
+        try:
+            return self._record()
+        except (ConfigError, ValueError, ArithmeticError, TypeError, KeyError) as error:
+            raise StudyCorruptError(f"trial {self.number} cannot be read: {error}") from error
+
+    def _record(self) -> TrialRecord:
+        if set(self.start) != _START_KEYS or (self.outcome is not None and set(self.outcome) != _OUTCOME_KEYS):
+            raise ValueError("missing or unknown keys")
+        architecture = Architecture.from_json(self.start["architecture"])
+        if architecture.id != self.start["architecture_id"]:
+            raise ValueError(f"its architecture is {architecture.id}, not {self.start['architecture_id']}")
+        retry_of = self.start["retry_of"]
+        if retry_of is not None and not 0 <= _whole(retry_of) < self.number:
+            raise ValueError(f"it cannot repeat trial {retry_of}")
+        for value in (*self.params.values(), *self.start["training"].values()):
+            _scalar(value)
+        if self.params.keys() != self.distributions.keys():
+            raise ValueError("a parameter has no distribution")
+        result = TrialResult.from_json(self.outcome["result"]) if self.outcome else None
+        if result is not None and result.number != self.number:
+            raise ValueError(f"its result is that of trial {result.number}")
+        return TrialRecord(
+            number=self.number,
+            state=result.state if result else "running",
+            params=MappingProxyType(dict(self.params)),
+            architecture=architecture,
+            stored=_whole(self.start["stored"]),
+            training=tuple(self.start["training"].items()),
+            retry_of=retry_of,
+            started=_seconds(self.start["started"]),
+            finished=_seconds(self.outcome["finished"]) if self.outcome else None,
+            result=result,
+        )
+
+
+@dataclass(frozen=True)
+class StoredStudy:
+    id: str
+    """Random, given when the study is made: tells whether two files belong together."""
+    identity: Json
+    trials: tuple[StoredTrial, ...] = ()
+    summary: Json = field(default_factory=dict)
+
+    def view(self) -> StudyView:
+        """
+        Raises:
+            StudyCorruptError: the identity or a trial cannot be read.
+        """
+        return StudyView(
+            Identity.from_json(self.identity),
+            tuple(trial.record() for trial in self.trials),
+            MappingProxyType(dict(self.summary)),
+        )
+
+
+_START_KEYS = {"architecture", "architecture_id", "stored", "training", "retry_of", "started"}
+_OUTCOME_KEYS = {"finished", "result"}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"a whole number is needed, got {value!r}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"a time is needed, got {value!r}")
+    return float(value)
+
+
+def _scalar(value: Any) -> None:
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"a number or a word is needed, got {value!r}")

@@ -1,0 +1,28 @@
+"""JSON without its traps: no NaN, no infinity, no lone surrogates, no endless nesting."""
+
+import json
+import math
+from typing import Any, NoReturn
+
+
+def parse(text: str) -> Any:
+    """
+    Raises:
+        ValueError: not JSON, or JSON that would break whoever works with it.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError is a ValueError
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
