@@ -23,6 +23,8 @@ def register_with_peft() -> None:
 
 
 def _register() -> None:
+    if "autopeft.hybrid" in sys.modules:
+        return  # it imports peft itself and registers when it is complete
     from autopeft.hybrid import register
 
     register()

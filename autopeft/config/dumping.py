@@ -37,6 +37,11 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def serialize(self, node: yaml.Node) -> None:
+        if isinstance(node, yaml.MappingNode) and node.value:
+            node.flow_style = False  # the root: one key a line, even where all values are scalars
+        super().serialize(node)
+
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     # PyYAML quotes what YAML 1.1 reads as something else (no, 12:30); what only 1.2 does (1e-5) is quoted here.

@@ -32,7 +32,7 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
     Raises:
         ConfigError: all problems of the file, of what it includes and of the overrides.
     """
-    reading = _Reading()
+    reading = Reading()
     root = reading.file(Path(path), Place(str(path), None), ())
     for override in overrides:
         option = reading.override(override)
@@ -44,29 +44,31 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
         if value is not None and not problems:
             return value
         problems += invalid
-    raise ConfigError(_rendered(problems))
+    raise ConfigError(rendered(problems))
 
 
-def _rendered(problems: Sequence[Problem]) -> list[str]:
-    """In the order of the files and lines, none twice."""
-    sources = {problem.place.source: n for n, problem in reversed(list(enumerate(problems)))}
-    ordered = sorted(problems, key=lambda problem: (sources[problem.place.source], problem.place.line or 0))
-    lines = list(dict.fromkeys(map(str, ordered)))
+def rendered(problems: Sequence[Problem]) -> list[str]:
+    """In the order of the files and lines, then of the options; none twice."""
+    sources = list(dict.fromkeys(place.source for place, _, _ in problems if place.line))
+    in_files = [problem for problem in problems if problem.place.line]
+    in_files.sort(key=lambda problem: (sources.index(problem.place.source), problem.place.line))
+    of_options = sorted((problem for problem in problems if not problem.place.line), key=str)
+    lines = list(dict.fromkeys(map(str, [*in_files, *of_options])))
     rest = len(lines) - MAX_PROBLEMS
     return lines if rest <= 0 else [*lines[:MAX_PROBLEMS], f"… and {rest} more problems"]
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` laid upon `base`; keeps the place of whichever each value is from."""
+    """`over` laid upon `base`; each value keeps its place, a mapping of both that in the file which is laid on top."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     merged = dict(base.value)
     for key, node in over.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, over.place, base.refused or over.refused)
+    return Node(merged, over.place if over.place.line else base.place, base.refused or over.refused)
 
 
-class _Reading:
+class Reading:
     """The problems of all texts of one `load`."""
 
     def __init__(self) -> None:
@@ -126,9 +128,9 @@ class _Reading:
         key = "include" if named_at.line else ""
         try:
             if not path.is_file():
-                what = "is not a file" if path.exists() else "no such file"
                 near = did_you_mean(path.stem, sorted(sibling.stem for sibling in path.parent.glob("*.yaml")))
-                self.report(named_at, f"{what}{f': {path}' if key else ''}{near and '.' + near}", key)
+                wrong = "is not a file{}" if path.exists() else f"no such file{{}}{near and '.' + near}"
+                self.report(named_at, wrong.format(f": {path}" if key else ""), key)
                 return None
             with path.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)

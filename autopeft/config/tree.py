@@ -29,7 +29,9 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         key = dotted(self.path)
-        return ": ".join([str(self.place), *([key] if key and self.place != set_option(key) else []), self.text])
+        source = self.place.source.replace("-", "_")
+        is_option = self.place.line is None and source in {f"__{key}", f"__set {key}", f"AUTOPEFT_{key.upper()}"}
+        return ": ".join([str(self.place), *([key] if key and not is_option else []), self.text])
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,8 @@ def _with_suggestion(root: Node, mistake: _Mistake, known: "_KnownKeys") -> _Mis
         allowed = known.at(mistake.path[:-1], root)
         near = did_you_mean(str(mistake.path[-1]), sorted(allowed))
         listed = f" Allowed: {shortened(', '.join(sorted(allowed)), 200)}" if allowed else ""
-        return replace(mistake, text=f"unknown key.{near or listed}", suggestion=near[15:-2])
+        suggestion = near.removeprefix(" Did you mean '").removesuffix("'?")
+        return replace(mistake, text=f"unknown key.{near or listed}", suggestion=suggestion)
     names = re.findall(r"'([^']*)'", mistake.allowed)
     if names and mistake.given.startswith("'"):
         return replace(mistake, text=f"{mistake.text}.{did_you_mean(mistake.given[1:-1], names)}".removesuffix("."))

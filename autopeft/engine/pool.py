@@ -20,8 +20,19 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
 
-from autopeft.engine import worker as process
 from autopeft.engine.trial import Backend, Cause, EpochRecord, Evaluation, TrialJob, TrialResult
+from autopeft.engine.worker import (
+    CannotGoOn,
+    EpochDone,
+    Evaluate,
+    EvaluationDone,
+    Message,
+    Opened,
+    Order,
+    Train,
+    TrialDone,
+    serve,
+)
 from autopeft.errors import AutopeftError, EnvironmentProblem
 from autopeft.space.modules import Scalar
 
@@ -61,7 +72,7 @@ class _Worker:
     index: int
     process: SpawnProcess
     pipe: Connection
-    order: process.Order | None = None
+    order: Order | None = None
     opened: bool = False
     since: float = 0.0
     """Monotonic time at which the order could begin."""
@@ -122,13 +133,13 @@ class WorkerPool:
     @property
     def running(self) -> tuple[int, ...]:
         """Numbers of the trials in work."""
-        return tuple(w.order.job.number for w in self._workers if isinstance(w.order, process.Train))
+        return tuple(w.order.job.number for w in self._workers if isinstance(w.order, Train))
 
     def submit(self, job: TrialJob) -> None:
         """Give `job` to a free worker; there must be one (`n_free`)."""
         free = [worker for worker in self._workers if worker.order is None]
         assert free, "submit() needs a free worker"
-        self._give(min(free, key=lambda worker: not worker.opened), process.Train(job))
+        self._give(min(free, key=lambda worker: not worker.opened), Train(job))
 
     def wait(self, timeout: float | None = None) -> list[PoolEvent]:
         """What has happened, oldest first: at once if there is something, else after at most `timeout` seconds.
@@ -159,7 +170,7 @@ class WorkerPool:
         while not (free := [worker for worker in self._workers if worker.order is None and worker.opened]):
             self._raise_if_fatal()
             self._pump(None)
-        worker = self._give(free[0], process.Evaluate(job, split))
+        worker = self._give(free[0], Evaluate(job, split))
         while worker not in self._evaluations:
             self._raise_if_fatal()
             self._pump(None)
@@ -186,7 +197,7 @@ class WorkerPool:
     def _spawn(self, index: int) -> _Worker:
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         child = multiprocessing.get_context("spawn").Process(
-            target=process.main,
+            target=serve,
             args=(theirs, index, self._threads, _log_file(self._log)),
             name=f"autopeft-worker-{index}",
             daemon=True,
@@ -200,7 +211,7 @@ class WorkerPool:
             self._log.info("worker %d ended before it began", index)
         return worker
 
-    def _give(self, worker: _Worker, order: process.Order) -> _Worker:
+    def _give(self, worker: _Worker, order: Order) -> _Worker:
         """The worker that has the order now: another one where `worker` has died since it was free."""
         worker.order, worker.since, worker.records = order, time.monotonic(), []
         try:
@@ -243,26 +254,26 @@ class WorkerPool:
         if dead and worker in self._workers:
             self._bury(worker, late)
 
-    def _handle(self, worker: _Worker, message: process.Message) -> None:
+    def _handle(self, worker: _Worker, message: Message) -> None:
         match message:
-            case process.Opened(seconds, facts):
+            case Opened(seconds, facts):
                 worker.opened, worker.since = True, time.monotonic()
                 self._events.append(Ready(worker.index, seconds, facts))
                 self._log.debug("worker %d is ready after %.1f s: %s", worker.index, seconds, dict(facts))
-            case process.CannotGoOn(error, trace):
+            case CannotGoOn(error, trace):
                 worker.order, self._fatal = None, error
                 self._log.debug("worker %d: %s\n%s", worker.index, error, trace)
-            case process.EpochDone(number, record):
+            case EpochDone(number, record):
                 worker.records.append(record)
                 self._events.append(Progress(number, record))
-            case process.TrialDone(result, trace, usable):
+            case TrialDone(result, trace, usable):
                 worker.order, self._idle_deaths = None, 0
                 self._events.append(Finished(result))
                 if trace is not None:
                     self._log.debug("trial %d failed: %s\n%s", result.number, result.error, trace)
                 if not usable:
                     self._replace(worker)
-            case process.EvaluationDone(outcome, trace):
+            case EvaluationDone(outcome, trace):
                 worker.order, self._idle_deaths = None, 0
                 self._evaluations[worker] = outcome
                 if trace is not None:
@@ -272,14 +283,14 @@ class WorkerPool:
         """Account for a dead worker's order and put a new worker in its place."""
         how = f"took longer than {self._timeout:g} s" if late else _death(worker.process.exitcode)
         match worker.order:
-            case process.Train(job):
+            case Train(job):
                 error = f"the trial {how} and was stopped" if late else f"the worker {how}"
                 seconds = time.monotonic() - worker.since
                 epochs = tuple(worker.records)
                 cause: Cause = "timeout" if late else "killed"
                 result = TrialResult.failed(job.number, cause, error, seconds=seconds, epochs=epochs)
                 self._events.append(Finished(result))
-            case process.Evaluate(job, split):
+            case Evaluate(job, split):
                 error = f"the evaluation of trial {job.number} on {split}: the worker {how}"
                 self._evaluations[worker] = AutopeftError(error)
             case None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
 from autopeft.errors import AutopeftError, ModelError
@@ -132,7 +132,7 @@ def _normal(key: object) -> float:
     return sum(_uniform(f"{key}#{i}") for i in range(12)) - 6
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One trial as values: what is asked (`TrialJob`), what is told on the way (`EpochRecord`), how it ended (`TrialResult`).
+"""One trial as values: what is asked (`TrialJob`), what is told on the way (`EpochRecord`), the end (`TrialResult`).
 
 `Backend` and `Trainer` are what a worker needs to run trials; the engine has two of them, `training` and `toy`. Nothing
 here imports torch: the supervisor reads and writes these values too.

@@ -88,7 +88,7 @@ Order = Train | Evaluate
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
-def main(pipe: Connection, index: int, threads: int, log_file: Path | None) -> None:
+def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> None:
     """The process: its first message is the backend, pickled, and all further ones are orders."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

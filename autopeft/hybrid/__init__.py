@@ -10,7 +10,7 @@ from autopeft.hybrid.anatomy import anatomy_of, read_anatomy
 from autopeft.hybrid.config import HybridConfig
 from autopeft.hybrid.loading import load_strict
 from autopeft.hybrid.model import HybridModel
-from autopeft.hybrid.register import register
+from autopeft.hybrid.registration import register
 from autopeft.hybrid.sites import find_sites
 
 register()

@@ -37,7 +37,7 @@ class HybridConfig(PeftConfig):
     """Always None, as `target_modules`."""
 
     def __post_init__(self) -> None:
-        from autopeft.hybrid.register import peft_type
+        from autopeft.hybrid.registration import peft_type
 
         super().__post_init__()
         self.peft_type = peft_type()

@@ -6,6 +6,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from autopeft.errors import ConfigError, ModelError
@@ -149,6 +150,7 @@ class HybridModel(BaseTuner):
             for module in self.model.modules():
                 if isinstance(module, HybridLayer):
                     module.unmerge()
+            _restore_heads(self.model)
         _release_attention(self.model)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
@@ -209,13 +211,21 @@ def check_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], w
 
 
 def remove_adapters(model: nn.Module) -> None:
-    """Take all hybrid modules out of a base model, merged weights not undone: for a load that failed half-way."""
+    """Take all adapters out of a base model, merged weights not undone: for a load that failed half-way."""
     _release_attention(model)
+    _restore_heads(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedOutput):
             model.set_submodule(name, module.base_layer)
     if hasattr(model, "peft_config"):
         del model.peft_config
+
+
+def _restore_heads(model: nn.Module) -> None:
+    """Put the base's own modules back in place of `modules_to_save`. PEFT would leave the trained copies behind."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            model.set_submodule(name, module.original_module)
 
 
 def _scope_of(model: nn.Module, attachment: Attachment) -> LayerScope:

@@ -158,7 +158,7 @@ def _checkpointing_layer() -> tuple[type, ...]:
     return (GradientCheckpointingLayer,)
 
 
-def _modules_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _modules_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Modules within a layer as (relative name, module without its adapters); adapters themselves are left out."""
     for name, child in layer.named_children():
         inside = _inside(child)

@@ -197,8 +197,8 @@ def compile_space(spec: SpaceSpec, anatomy: Anatomy) -> Structure:
     parameters: list[Parameter] = []
     constants: list[tuple[str, Scalar]] = []
     notes: list[str] = []
-    for name, choice in (("pattern", spec.layers.pattern), ("allocation", spec.layers.allocation)):
-        values = as_tuple(choice)
+    for name, structural in (("pattern", spec.layers.pattern), ("allocation", spec.layers.allocation)):
+        values = as_tuple(structural)
         if len(values) > 1:
             parameters.append(Parameter(name, Choices(tuple(values))))
         else:

@@ -50,7 +50,7 @@ class SearchSpace:
         """
         self.spec, self.anatomy, self.budget = spec, anatomy, budget
         self.structure: Structure = compile_space(spec, anatomy)
-        patterns = as_tuple(spec.layers.pattern)
+        patterns = map(str, as_tuple(spec.layers.pattern))
         self._groups_by_pattern = {name: group_of_layers(anatomy, spec.layers.groups, name) for name in patterns}
         self._costs: dict[Placement, int] = {}
         if budget is None and self.structure.fills:

@@ -1,13 +1,13 @@
-"""study.db as a SQLite file: opening it for reading, finding damage, and saying what an error of SQLite means.
+"""study.db as a SQLite file: reading it, finding damage, saying what an error of SQLite means.
 
-While a search runs the database is in WAL mode; at rest it is one plain file. Nothing here writes.
+While a search runs the database is in WAL mode, so that others can read it; at rest it is one plain file.
 """
 
 import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,8 +17,10 @@ DATABASE_FILE = "study.db"
 SIDE_FILES = ("-wal", "-shm", "-journal")
 REBUILD = "Run the same search with --rebuild to restore the study from events.jsonl."
 
+LOCK_SECONDS = 60.0
+"""How long to wait for another program that has the database locked."""
+
 _MAGIC = b"SQLite format 3\0"
-_TIMEOUT_SECONDS = 60.0
 _LONGEST_VALUE = 64 << 20
 
 
@@ -50,11 +52,13 @@ def check_integrity(connection: sqlite3.Connection, path: Path, thorough: bool) 
 
 @contextmanager
 def translated_errors(path: Path, *, reading: bool = False) -> Iterator[None]:
-    """Raise what SQLite reports as an error for people."""
+    """Raise what SQLite and the system report as an error for people."""
     try:
         yield
     except sqlite3.Error as error:
         raise problem(path, error, reading=reading) from error
+    except OSError as error:
+        raise EnvironmentProblem(f"{path}: {error.strerror or error}") from error
 
 
 def problem(path: Path, error: sqlite3.Error, *, reading: bool = False) -> AutopeftError:
@@ -107,7 +111,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _begin(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None)
+    connection = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
     try:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -117,3 +121,43 @@ def _begin(uri: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def enter_wal(path: Path) -> None:
+    """Let others read while the search writes.
+
+    Raises:
+        AutopeftError: the file cannot be written.
+    """
+    with translated_errors(path):
+        _pragma(path, "journal_mode = WAL", LOCK_SECONDS)
+
+
+def leave_wal(path: Path) -> None:
+    """Make the study one plain file that can be copied and read anywhere.
+
+    Where a reader has it open, or nothing can be written any more, it stays as it is, which is whole too.
+    """
+    with suppress(sqlite3.OperationalError):
+        _pragma(path, "wal_checkpoint(TRUNCATE)", timeout=5.0)
+        _pragma(path, "journal_mode = DELETE", timeout=5.0)
+
+
+def _pragma(path: Path, pragma: str, timeout: float) -> None:
+    connection = sqlite3.connect(path, timeout=timeout)
+    try:
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    finally:
+        connection.close()
+
+
+def roll_back(path: Path) -> None:
+    """Let SQLite undo a transaction that a kill has cut off outside WAL mode; a reader cannot.
+
+    Raises:
+        AutopeftError: the file cannot be written, or is no database.
+    """
+    if path.with_name(path.name + "-journal").exists():
+        _look_at_file(path)
+        with translated_errors(path):
+            _pragma(path, "schema_version", LOCK_SECONDS)

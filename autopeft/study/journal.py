@@ -57,7 +57,7 @@ def replay(events: Iterable[Event], path: Path) -> StoredStudy | None:
                 case "trial_started" if study:
                     trials.append(_start(event, len(trials)))
                 case "trial_finished" if study:
-                    number = event["number"]
+                    number = range(len(trials)).index(event["number"])
                     trials[number] = replace(trials[number], outcome=event["outcome"])
                 case "summary" if study:
                     summary[_text(event["key"])] = event["value"]
@@ -85,12 +85,12 @@ def missing_events(study: StoredStudy, told: StoredStudy | None, path: Path) -> 
         StudyCorruptError: the events acknowledge what the database does not have, or has otherwise.
         StudyMismatchError: the two files are of two studies.
     """
-    if told is None:
+    if told is None or (told.id != study.id and not told.trials):
         yield CREATED, created(study)
         told = replace(study, trials=(), summary={})
     elif told.id != study.id:
         raise StudyMismatchError(
-            f"{path} and {path.parent / 'events.jsonl'} belong to two studies. Put the right one back, or move one away."
+            f"{path} and the events.jsonl beside it belong to two studies. Put the right one back, or move one away."
         )
     for trial in told.trials:
         if not _covers(study.trials, trial):

@@ -139,24 +139,28 @@ def _agree(number: int, state: str, outcome: Json | None, value: Any) -> None:
 
 
 def _params(connection: sqlite3.Connection) -> tuple[Mapping[int, dict[str, Scalar]], Mapping[int, dict[str, Json]]]:
-    known = cache(parse)  # a study has few distributions, each of them once a trial
     params: dict[int, dict[str, Scalar]] = defaultdict(dict)
     distributions: dict[int, dict[str, Json]] = defaultdict(dict)
+    distribution = cache(parse)  # a study has few distributions, each of them once a trial
+
+    @cache
+    def decoded(text: str, value: float) -> Scalar:
+        return _decode(value, distribution(text))
+
     rows = connection.execute(
         "SELECT trial_id, param_name, param_value, distribution_json FROM trial_params ORDER BY param_id"
     )
     for trial_id, name, value, text in rows:
-        distribution = known(text)
-        params[trial_id][name] = _decode(name, value, distribution)
-        distributions[trial_id][name] = distribution
+        params[trial_id][name] = decoded(text, value)
+        distributions[trial_id][name] = distribution(text)
     return params, distributions
 
 
-def _decode(name: str, value: float, distribution: Json) -> Scalar:
+def _decode(value: float, distribution: Json) -> Scalar:
     """Optuna stores every parameter as a number: a choice by its place in the list."""
     attributes = distribution["attributes"]
     if not math.isfinite(value):
-        raise ValueError(f"parameter {name} is {value}")
+        raise ValueError(f"a parameter is {value}")
     match distribution["name"]:
         case "CategoricalDistribution" if value >= 0 and value == int(value):
             choice: Scalar = attributes["choices"][int(value)]
@@ -165,7 +169,7 @@ def _decode(name: str, value: float, distribution: Json) -> Scalar:
             return int(value)
         case "FloatDistribution" if attributes["low"] <= value <= attributes["high"]:
             return float(value)
-    raise ValueError(f"parameter {name} is {value}, which its distribution does not hold")
+    raise ValueError(f"a parameter is {value}, which its distribution does not hold")
 
 
 def _trial_attributes(connection: sqlite3.Connection) -> Mapping[int, Json]:

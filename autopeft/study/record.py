@@ -5,7 +5,7 @@ decode and check it. Nothing here imports Optuna.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -64,6 +64,12 @@ class StudyView:
     """Facts about the study as a whole, such as the final evaluation; JSON."""
 
 
+def best_trial(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The highest score; of equal ones the one with fewest parameters, then the first."""
+    complete = [trial for trial in trials if trial.score is not None]
+    return max(complete, key=lambda t: (t.score or 0.0, -t.stored, -t.number), default=None)
+
+
 def start_to_json(start: TrialStart, started: float) -> Json:
     return {
         "architecture": start.architecture.to_json(),
@@ -96,15 +102,13 @@ class StoredTrial:
         """
         try:
             return self._record()
-        except (ConfigError, ValueError, ArithmeticError, TypeError, KeyError) as error:
+        except (ConfigError, ValueError, ArithmeticError, TypeError, KeyError, AttributeError) as error:
             raise StudyCorruptError(f"trial {self.number} cannot be read: {error}") from error
 
     def _record(self) -> TrialRecord:
         if set(self.start) != _START_KEYS or (self.outcome is not None and set(self.outcome) != _OUTCOME_KEYS):
             raise ValueError("missing or unknown keys")
         architecture = Architecture.from_json(self.start["architecture"])
-        if architecture.id != self.start["architecture_id"]:
-            raise ValueError(f"its architecture is {architecture.id}, not {self.start['architecture_id']}")
         retry_of = self.start["retry_of"]
         if retry_of is not None and not 0 <= _whole(retry_of) < self.number:
             raise ValueError(f"it cannot repeat trial {retry_of}")
@@ -166,5 +170,5 @@ def _seconds(value: Any) -> float:
 
 
 def _scalar(value: Any) -> None:
-    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+    if type(value) not in (bool, int, float, str) or (type(value) is float and not math.isfinite(value)):
         raise ValueError(f"a number or a word is needed, got {value!r}")

@@ -26,3 +26,17 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse(text)
+
+
+def dump(value: Any) -> str:
+    """One line of ASCII.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def normal(value: Any) -> Any:
+    """`value` as it comes back from a file: tuples as lists, numbers and text unchanged."""
+    return parse(dump(value))

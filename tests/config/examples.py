@@ -54,8 +54,8 @@ class Recipe(Frozen):
     training: Training
     text: tuple[str, ...] = ()
     rank: int | list[int] | Range = 8
-    sites: dict[str, Range] = {}
-    weights: dict[int, float] = {}
+    sites: dict[str, Range] = Field(default={})
+    weights: dict[int, float] = Field(default={})
 
 
 GOOD = "training: {learning_rate: 1e-4}\n"

@@ -178,10 +178,19 @@ def test_a_wrong_option_is_named(tmp_path: Path, option: str, message: str) -> N
 
 
 def test_problems_of_the_file_and_of_all_options_come_together(tmp_path: Path) -> None:
-    assert problems(tmp_path, GOOD + "nme: x\n", "rank=x", "version=2") == [
+    assert problems(tmp_path, GOOD + "nme: x\n", "version=2", "rank=x") == [
         "recipe.yaml:2: nme: unknown key. Did you mean 'name'?",
-        "--set version: must be 1, got 2",
         "--set rank: must be a whole number or a list or a mapping (key: value), got 'x'",
+        "--set version: must be 1, got 2",
+    ]
+
+
+def test_an_option_within_a_mapping_does_not_move_what_the_file_lacks(tmp_path: Path) -> None:
+    assert problems(tmp_path, "name: x\ntraining: {shuffle: true}\nrank: {low: 1, high: 8}\n", "training.epochs=9") == [
+        "recipe.yaml:2: training.learning_rate: required key is missing"
+    ]
+    assert problems(tmp_path, "name: x\n", "training.epochs=9") == [
+        "--set training.epochs: training.learning_rate: required key is missing"
     ]
 
 

@@ -1,5 +1,6 @@
 """One mistake, one line: what was given, what is allowed."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_a_wrong_value_is_one_line(tmp_path: Path, line: str, message: str) -> N
         ("{learning_rate: 1, shuffle: yes}", ".shuffle: must be true or false, got 'yes'"),
         ("{learning_rate: 1, direction: maximise}",
          ".direction: must be 'maximize' or 'minimize', got 'maximise'. Did you mean 'maximize'?"),
-        ("{learning_rate: 1, precision: bf61}", ".precision: must be 'fp32' or 'bf16', got 'bf61'. Did you mean 'bf16'?"),
+        ("{learning_rate: 1, precision: bf61}",
+         ".precision: must be 'fp32' or 'bf16', got 'bf61'. Did you mean 'bf16'?"),
         ("{learning_rate: 1, schedule: {kind: cosin}}",
          ".schedule.kind: must be 'steps' or 'cosine', got 'cosin'. Did you mean 'cosine'?"),
         ("{learning_rate: 1, schedule: {kind: steps, cycles: 2}}",
@@ -100,16 +102,16 @@ def test_a_long_value_is_shortened(tmp_path: Path) -> None:
 def test_a_mistake_without_a_sentence_of_its_own_still_says_what_was_given(tmp_path: Path) -> None:
     class Dated(Frozen):
         tags: frozenset[str] = Field(default=frozenset(), min_length=2)
-        folder: Path | None = None
-        anything: dict[str, Any] = {}
+        day: date | None = None
+        anything: dict[str, Any] = Field(default={})
 
     path = tmp_path / "x.yaml"
-    path.write_text("tags: [a]\nfolder: 3\nanything: {a: [1, {b: null}]}\n")
+    path.write_text("tags: [a]\nday: soon\nanything: {a: [1, {b: null}]}\n")
     with pytest.raises(ConfigError) as caught:
         load(path, Dated)
     assert [problem.rpartition("x.yaml:")[2] for problem in caught.value.problems] == [
         "1: tags: must have at least 2 entries, got 1",
-        "2: folder: must be a valid path, got 3",
+        "2: day: must be a valid date in the format YYYY-MM-DD, input is too short, got 'soon'",
     ]
 
 

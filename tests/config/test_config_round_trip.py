@@ -1,15 +1,15 @@
 """What `to_yaml` writes, `load` and other YAML readers read back."""
 
-from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import computed_field
 
-from autopeft.config import Frozen, load, parse_yaml, to_yaml
+from autopeft.config import Frozen, json_schema, load, parse_yaml, to_yaml
 from autopeft.errors import ConfigError
 
 from .examples import Cosine, Precision, Range, Recipe, Steps, Training
@@ -18,7 +18,8 @@ WHOLE = st.integers(-(2**63), 2**63 - 1)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    st.sampled_from(["1e-5", "no", "010", "089", "12:30", ".nan", "null", "", " ", "<<", "=", "a: b", "- a", "#", "0x", "\u2028"]),
+    st.sampled_from(["1e-5", "no", "010", "089", "12:30", ".nan", "null", "", " ", "<<", "=", "a: b", "- a", "a #b"]),
+    st.sampled_from(["\u2028", "\x85", "\ufeff", "\n a\n", "a \n\n", "\r\n", "\U0010ffff", "\x1b[31m", "x " * 99]),
     st.from_regex(r"[-+]?[0-9.:_eExo]{1,6}", fullmatch=True),
 )  # fmt: skip
 RANGES = st.tuples(WHOLE, WHOLE).map(lambda pair: Range(low=min(pair), high=max(pair)))
@@ -43,6 +44,12 @@ RECIPES = st.builds(
     sites=st.dictionaries(TEXT, RANGES, max_size=3),
     weights=st.dictionaries(WHOLE, NUMBERS, max_size=3),
 )
+
+
+@settings(max_examples=25)
+@given(RECIPES)
+def test_a_resolved_file_satisfies_the_schema(recipe: Recipe) -> None:
+    jsonschema.validate(parse_yaml(to_yaml(recipe), "x")[0], json_schema(Recipe))
 
 
 @given(RECIPES)

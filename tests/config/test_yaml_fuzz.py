@@ -31,19 +31,18 @@ weights: {0: 0.5, 1: 2}
 """
 HOSTILE = [
     "!!python/object/apply:os.system ['touch {canary}']",
-    "!!python/object/new:subprocess.Popen [[touch, '{canary}']]",
-    "!<tag:yaml.org,2002:python/name:os.system> x",
-    "!!python/module:os", "!!binary aGk=", "!!set {a, b}", "!!timestamp 2001-01-01", "! x", "!!",
-    "&a [*a, *a]", "*unknown", "&a &b c", "<<: *a", "<<: [{a: 1}, {a: 2}]",
-    "010", "12:30", "1e-4", "1e-999", "1e999", ".inf", "-.INF", ".nan", "0x" + "f" * 40, "9" * 5000, "-" + "1" * 40000,
-    "0o777777777777777777777777777", "no", "on", "y", "2001-12-14t21:59:43.10-05:00", "１２", "=", "~",
-    "[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000, "[" * 31 + "]" * 31, "{{ template }}", "[a, b]: c",
-    "|\n  \t x", ">9\n x", "|+-\n", "'", '"', '"\\x', '"\\UFFFFFFFF"', '"\\ud800\\udc00"', '"\\0"', "'\\0'", '"\\e[31m"',
-    "@x", "`x`", "%x", "\tx", "a\tb", "x: y: z", "- - - -", ", ,", "]", "}", "#", "...", "---", "--- x\n--- y", "%YAML 9.9\n---",
-    "%TAG ! tag:yaml.org,2002:python/\n---\n!object:os.system x", "\x00", "\x07", "\x1b[31m", "\x7f", "\x85", "\u2028", "\ufeff",
-    "\ufffe", "\U0001f600", "\r", "\r\n", "x" * 70_000, "x " * 30_000, "[" + "1," * 30_000 + "]", "a: 1\n" * 3000,
-    "include: recipe.yaml", "include: /dev/zero", "include: [../x.yaml, ~]", "training: null", "weights: {a: 1, a: 2}",
-    "lol: &a [x]\nl2: &b [" + "*a," * 9 + "]\nl3: [" + "*b," * 9 + "]",
+    "!!python/object/new:subprocess.Popen [[touch, '{canary}']]", "!<tag:yaml.org,2002:python/name:os.system> x",
+    "!!python/module:os", "!!binary aGk=", "!!set {a, b}", "!!timestamp 2001-01-01", "! x", "!!", "&a [*a, *a]",
+    "*unknown", "&a &b c", "<<: *a", "<<: [{a: 1}, {a: 2}]", "010", "12:30", "1e-4", "1e-999", "1e999", ".inf",
+    "-.INF", ".nan", "0x" + "f" * 40, "9" * 5000, "-" + "1" * 40000, "0o777777777777777777777777777", "no", "on", "y",
+    "2001-12-14t21:59:43.10-05:00", "１２", "=", "~", "[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000,
+    "[" * 31 + "]" * 31, "{{ template }}", "[a, b]: c", "|\n  \t x", ">9\n x", "|+-\n", "'", '"', '"\\x',
+    '"\\UFFFFFFFF"', '"\\ud800\\udc00"', '"\\0"', "'\\0'", '"\\e[31m"', "@x", "`x`", "%x", "\tx", "a\tb", "x: y: z",
+    "- - - -", ", ,", "]", "}", "#", "...", "---", "--- x\n--- y", "%YAML 9.9\n---",
+    "%TAG ! tag:yaml.org,2002:python/\n---\n!object:os.system x", "\x00", "\x07", "\x1b[31m", "\x7f", "\x85",
+    "\u2028", "\ufeff", "\ufffe", "\U0001f600", "\r", "\r\n", "x" * 70_000, "x " * 30_000, "[" + "1," * 30_000 + "]",
+    "a: 1\n" * 3000, "include: recipe.yaml", "include: /dev/zero", "include: [../x.yaml, ~]", "training: null",
+    "weights: {a: 1, a: 2}", "lol: &a [x]\nl2: &b [" + "*a," * 9 + "]\nl3: [" + "*b," * 9 + "]",
 ]  # fmt: skip
 
 
@@ -56,7 +55,7 @@ def _flip_bytes(rng: random.Random, text: bytes) -> bytes:
 
 def _swap_characters(rng: random.Random, text: bytes) -> bytes:
     """Stays UTF-8, so that the parser behind the decoder is met."""
-    changed = list(text.decode())
+    changed = list(text.decode(errors="replace"))
     for _ in range(rng.randint(1, 6)):
         changed[rng.randrange(len(changed))] = rng.choice(":-[]{}#&*!|>'\"%@`,? \t\n\r\\0<~.é\u2028\x00")
     return "".join(changed).encode()
@@ -112,7 +111,7 @@ def test_the_text_that_is_mutated_is_good(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mutated_texts_give_a_model_or_a_config_error(tmp_path: Path, seed: int) -> None:
-    _fuzz(tmp_path, random.Random(seed), 500)
+    _fuzz(tmp_path, random.Random(seed), 250)
 
 
 @pytest.mark.nightly

@@ -1,0 +1,239 @@
+"""The frozen model that all trials share, with a task head: lent to one trial at a time, and restored after it.
+
+The head is every part that the checkpoint does not bring: the layers after the base model, and a pooler where the
+checkpoint has none. It is drawn anew for each trial and trains with the adapters.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
+from autopeft.errors import AutopeftError, ModelError
+from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
+from autopeft.hybrid.layers import HybridLayer
+from autopeft.hybrid.model import remove_adapters
+from autopeft.resources import sync_folder
+from autopeft.space.anatomy import Anatomy
+from autopeft.space.architecture import Architecture
+from autopeft.space.counting import ParameterCount, count_parameters
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_UNFINISHED = ".unfinished"
+
+Problem = Literal["classification", "regression"]
+
+
+@dataclass
+class SharedClassifier:
+    """A model that never changes, but while `adapted` or `loaded` lends it out."""
+
+    model: Any
+    tokenizer: Any
+    head: tuple[str, ...]
+    """Names of the modules that are trained and saved whole."""
+    device: torch.device
+    dtype: torch.dtype
+    anatomy: Anatomy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.anatomy = read_anatomy(self.model)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        revision: str | None,
+        *,
+        n_outputs: int,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "SharedClassifier":
+        """The model in eval mode on `device`, its frozen weights in `dtype` and its head in float32.
+
+        Raises:
+            ModelError: it cannot be found or read, has no variant with a sequence head, or lacks weights.
+            EnvironmentProblem: the Python package that holds it is not installed.
+        """
+        folder = find_model(name, revision)
+        tokenizer = load_tokenizer(name, folder)
+        model, absent = _load_model(name, folder, n_outputs, problem, dtype)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.use_cache = False
+        if not (name.startswith(PACKAGE) or Path(name).expanduser().is_dir()):
+            model.name_or_path = name  # adapter configs name their base by this: a hub id, not a folder of the cache
+        head = _head_names(name, model, absent)
+        for part in head:
+            model.get_submodule(part).float()
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, device, dtype)
+
+    @contextmanager
+    def adapted(self, architecture: Architecture, *, dropout: float, seed: int) -> Iterator[PeftModel]:
+        """The model with fresh adapters and a fresh head, both drawn from `seed`; restored whatever happens.
+
+        Raises:
+            UnknownSiteError: the model has no place for a placement.
+            AutopeftError: the built adapters do not have the parameters that were counted: an error of ours.
+        """
+        torch.manual_seed(seed)
+        with self._lent():
+            for part in self.head:
+                _draw(self.model.get_submodule(part), float(getattr(self.model.config, "initializer_range", 0.02)))
+            config = HybridConfig(
+                architecture=architecture,
+                task_type="SEQ_CLS",
+                dropout=dropout,
+                modules_to_save=list(self.head),
+                base_fingerprint=self.anatomy.fingerprint,
+            )
+            adapted = get_peft_model(self.model, config)
+            adapted.eval()
+            self._check_count(adapted, architecture)
+            yield adapted
+
+    @contextmanager
+    def loaded(self, folder: Path) -> Iterator[PeftModel]:
+        """The model with the adapters and the head that `save_adapter` wrote.
+
+        Raises:
+            ModelError: no adapter in `folder`, or it does not fit this model exactly.
+        """
+        with self._lent():
+            adapted = load_strict(self.model, folder)
+            adapted.eval()
+            yield adapted
+
+    def count(self, architecture: Architecture) -> ParameterCount:
+        """Parameters of the architecture on this model, and of the head."""
+        modules = (self.model.get_submodule(part) for part in self.head)
+        return count_parameters(architecture, self.anatomy, sum(p.numel() for m in modules for p in m.parameters()))
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        kept = {part: _copy(self.model.get_submodule(part).state_dict()) for part in self.head}
+        try:
+            yield
+        finally:
+            remove_adapters(self.model)
+            for part, weights in kept.items():
+                self.model.get_submodule(part).load_state_dict(weights)
+            self.model.requires_grad_(False)
+            self.model.zero_grad(set_to_none=True)
+            self.model.eval()
+
+    def _check_count(self, adapted: PeftModel, architecture: Architecture) -> None:
+        counted = self.count(architecture)
+        sizes = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
+        head = sum(n for name, n in sizes.items() if ".modules_to_save." in name)
+        if (sum(sizes.values()) - head, head) != (counted.trained, counted.head):
+            raise AutopeftError(
+                f"internal error: architecture {architecture.id} was counted as {counted.trained:,} adapter and "
+                f"{counted.head:,} head parameters, but {sum(sizes.values()) - head:,} and {head:,} were built"
+            )
+
+
+def let_adapters_drop(adapted: PeftModel) -> None:
+    """Training mode for the adapters alone: the frozen model stays in eval mode, without dropout."""
+    for module in adapted.modules():
+        if isinstance(module, HybridLayer):
+            module.training = True
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Write config and weights (the head included) to `folder`, each file whole or not at all."""
+    unfinished = folder / _UNFINISHED
+    adapted.save_pretrained(str(unfinished), save_embedding_layers=False)
+    for name in ADAPTER_FILES:
+        with (unfinished / name).open("rb+") as file:
+            os.fsync(file.fileno())
+        (unfinished / name).replace(folder / name)
+    for left in unfinished.iterdir():  # PEFT's generic model card
+        left.unlink()
+    unfinished.rmdir()
+    sync_folder(folder)
+
+
+def choose_device(worker: int) -> torch.device:
+    """A GPU for each worker in turn, where there are any."""
+    n = torch.cuda.device_count()
+    return torch.device("cuda", worker % n) if n else torch.device("cpu")
+
+
+def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
+    """What the frozen model computes in. A CPU is often many times slower in bfloat16, so `auto` never takes it there."""
+    if precision == "auto":
+        fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fits else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def _load_model(
+    name: str, folder: Path, n_outputs: int, problem: Problem, dtype: torch.dtype
+) -> tuple[Any, frozenset[str]]:
+    """The model, and the names of the weights that the checkpoint does not have."""
+    from transformers import AutoModelForSequenceClassification as Auto
+    from transformers.utils import logging
+
+    config = read_config(name, folder)
+    if type(config) not in Auto._model_mapping:
+        raise ModelError(f"{name}: transformers has no {config.model_type} model with a head for whole texts")
+    config.num_labels = n_outputs
+    config.problem_type = "regression" if problem == "regression" else "single_label_classification"
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, report = Auto.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa" if Auto._model_mapping[type(config)]._supports_sdpa else "eager",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+    except Exception as error:  # arbitrary files to arbitrary constructors
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"{name}: the model cannot be loaded: {first[:300]}") from error
+    odd = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    return model, frozenset(report["missing_keys"]) | odd
+
+
+def _head_names(name: str, model: Any, absent: frozenset[str]) -> tuple[str, ...]:
+    """Modules after the base model, and its pooler where that is absent from the checkpoint."""
+    base = model.base_model_prefix
+    names = [child for child, module in model.named_children() if child != base and any(module.parameters())]
+    pooler = f"{base}.pooler"
+    if any(key.startswith(f"{pooler}.") for key in absent):
+        names.append(pooler)
+    lost = sorted(key for key in absent if not key.startswith(tuple(f"{part}." for part in names)))
+    if lost:
+        raise ModelError(f"{name}: the checkpoint lacks {len(lost)} weights of the model, first {lost[0]}")
+    if not names:
+        raise ModelError(f"{name}: {type(model).__name__} has no task head that could be trained")
+    return tuple(names)
+
+
+def _draw(head: nn.Module, deviation: float) -> None:
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=deviation)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+
+
+def _copy(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}

@@ -1,0 +1,105 @@
+"""Which columns of a table hold the text and the label: those the user names, else those that are commonly so called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autopeft.engine.recipe import TaskSpec
+from autopeft.errors import DataError, did_you_mean
+
+__all__ = ["Columns", "find_columns"]
+
+TEXT_PAIRS = (
+    ("text", "text_pair"),
+    ("text_a", "text_b"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("query", "document"),
+)
+TEXTS = (
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "review_text",
+    "comment",
+    "comment_text",
+    "tweet",
+    "question",
+    "utterance",
+    "document",
+    "body",
+    "title",
+    "abstract",
+)
+LABELS = ("label", "labels", "class", "target", "category", "sentiment", "intent", "topic")
+SCORES = ("score", "similarity_score", "rating")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns in use: one text or two, and the label."""
+
+    text: tuple[str, ...]
+    label: str
+
+    def __str__(self) -> str:
+        return f"text from {' + '.join(self.text)}, label from {self.label}"
+
+
+def find_columns(columns: Sequence[str], task: TaskSpec, name: str) -> Columns:
+    """The columns that `task` names, or the only ones with a common name (upper and lower case are the same).
+
+    Raises:
+        DataError: none or several could be meant, or a named one is not there; lists the columns of `name`.
+    """
+    if task.text is not None:
+        text = tuple(_named(column, columns, name) for column in task.text)
+    else:
+        text = _only(_text_candidates(columns), "text", columns, name)
+    if task.label is not None:
+        label = _named(task.label, columns, name)
+    else:
+        known = LABELS if task.problem == "classification" else LABELS + SCORES
+        candidates = [(column,) for column in columns if column.lower() in known and column not in text]
+        (label,) = _only(candidates, "label", columns, name)
+    if label in text:
+        raise DataError(f"{name}: column '{label}' cannot be both text and label; set task.text and task.label.")
+    return Columns(text, label)
+
+
+def _text_candidates(columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Pairs and single columns of common names; a pair stands for its members."""
+    by_name = {column.lower(): column for column in columns}
+    pairs = [(by_name[a], by_name[b]) for a, b in TEXT_PAIRS if a in by_name and b in by_name]
+    in_pairs = {column for pair in pairs for column in pair}
+    singles = [(by_name[text],) for text in TEXTS if text in by_name and by_name[text] not in in_pairs]
+    return [*pairs, *singles]
+
+
+def _only(candidates: Sequence[tuple[str, ...]], role: str, columns: Sequence[str], name: str) -> tuple[str, ...]:
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        found = ", ".join("+".join(candidate) for candidate in candidates)
+        problem = f"several columns could be the {role} ({found})"
+    else:
+        problem = f"no column has a common name for the {role}"
+    raise DataError(f"{name}: {problem}; name it with task.{role}. Columns: {_listed(columns)}.")
+
+
+def _named(column: str, columns: Sequence[str], name: str) -> str:
+    if column not in columns:
+        near = did_you_mean(column, columns)
+        raise DataError(f"{name}: no column '{column}'.{near} Columns: {_listed(columns)}.")
+    return column
+
+
+def _listed(columns: Sequence[str]) -> str:
+    shown = ", ".join(column[:40] for column in columns[:20])
+    return f"{shown} and {len(columns) - 20} more" if len(columns) > 20 else shown or "none"

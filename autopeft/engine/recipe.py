@@ -1,0 +1,128 @@
+"""The YAML of a trial, as frozen values: which model, on which task, trained how.
+
+Whatever the command line gives (`--model`, `--data`) stands over the recipe, so both may be left open here.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from autopeft.config import Frozen
+
+__all__ = ["ModelSpec", "SplitNames", "TaskSpec", "TrainingSpec", "TrialRecipe"]
+
+CLASSIFICATION_METRICS = ("accuracy", "f1", "macro_f1", "mcc")
+REGRESSION_METRICS = ("pearson", "spearman")
+
+
+def _listed(value: Any) -> Any:
+    """`sentence` for `[sentence]`; a file's list comes here as it is, and only a tuple passes as a tuple."""
+    match value:
+        case str():
+            return (value,)
+        case list():
+            return tuple(value)
+        case _:
+            return value
+
+
+Name = Annotated[str, Field(min_length=1)]
+TextColumns = Annotated[tuple[Name, ...], BeforeValidator(_listed, json_schema_input_type=Name | tuple[Name, ...])]
+
+
+class ModelSpec(Frozen):
+    """The model that is adapted."""
+
+    name: Name | None = None
+    """A hub id, a folder, or `package:NAME` for a model that an installed package carries."""
+    revision: Name | None = None
+    """Branch, tag or commit of a hub model."""
+
+
+class SplitNames(Frozen):
+    """Names of a hub data set's splits, or of the files in a folder."""
+
+    train: Name
+    """The rows that are learned from."""
+    validation: Name | None = None
+    """The rows that score a trial; or, where there is no test, the final result."""
+    test: Name | None = None
+    """The rows that the search never sees."""
+
+
+class TaskSpec(Frozen):
+    """The data set, the columns that matter, and the metric that the search maximises."""
+
+    dataset: Name | None = None
+    """A file, a folder, a hub id (`nyu-mll/glue`), or `docstrings`, the task that needs no download."""
+    subset: Name | None = None
+    """Configuration of a hub data set."""
+    splits: SplitNames | None = None
+    """Where the splits are not called train, validation (dev, valid, val) and test."""
+    text: TextColumns | None = None
+    """The column with the text, or the two of a pair; found by its name if left out."""
+    label: Name | None = None
+    """The column with the label; found by its name if left out."""
+    problem: Literal["classification", "regression"] = "classification"
+    """`regression` for labels that are numbers on a scale."""
+    metric: Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"] = "accuracy"
+    """What is maximised. `f1` is that of the second of two classes; `pearson` and `spearman` are for regression."""
+    max_train_rows: int | None = Field(default=None, ge=2)
+    """Train on this many rows only, drawn by the seed."""
+
+    @field_validator("text")
+    @classmethod
+    def _one_or_two_columns(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (len(value) not in {1, 2} or len(set(value)) < len(value)):
+            raise ValueError(f"must be one column, or two different ones, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _metric_of_the_problem(self) -> Self:
+        fitting = CLASSIFICATION_METRICS if self.problem == "classification" else REGRESSION_METRICS
+        if self.metric not in fitting:
+            raise ValueError(f"metric {self.metric} is not for {self.problem}; choose {', '.join(fitting)}")
+        if self.subset is not None and self.dataset is None:
+            raise ValueError(f"subset {self.subset} of no dataset; give dataset too")
+        return self
+
+
+class TrainingSpec(Frozen):
+    """How one architecture is trained; the search may vary whatever the search space names."""
+
+    epochs: int = Field(default=10, ge=1, le=10_000)
+    """Passes over the train split, at most."""
+    batch_size: int = Field(default=32, ge=1, le=65_536)
+    """Examples per optimiser step."""
+    eval_batch_size: int = Field(default=128, ge=1, le=65_536)
+    """Examples at a time where no gradient is needed; has no influence on results."""
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    """Peak learning rate, reached after `warmup_fraction` of the steps; falls to 0 linearly from there."""
+    warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    """AdamW's decay of adapter and head weights; biases and norms are spared."""
+    max_length: int = Field(default=128, ge=4, le=1_000_000)
+    """Tokens of a text or pair; longer ones are cut."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many epochs without a better metric; left out: never."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient of all trained weights together."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout within the adapters; the frozen model has none."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen model; adapters stay in float32. `auto`: bfloat16 on GPUs that have it, else float32."""
+
+
+class TrialRecipe(Frozen):
+    """What one trial trains."""
+
+    version: Literal[1]
+    """Version of this format."""
+    title: str = ""
+    """One line for lists."""
+    source: str = ""
+    """Paper or page that the recipe follows."""
+    model: ModelSpec = ModelSpec()
+    task: TaskSpec = TaskSpec()
+    training: TrainingSpec = TrainingSpec()

@@ -1,0 +1,50 @@
+"""A search, resolved and checked, before anything is written: what will be searched, on what, and how far."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopeft.engine.trial import Backend, TrialJob, trial_seed
+from autopeft.samplers import Sampler
+from autopeft.space.architecture import Architecture
+from autopeft.space.budget import ParameterBudget
+from autopeft.space.modules import Scalar
+from autopeft.space.search_space import SearchSpace
+from autopeft.study.identity import Identity
+from autopeft.study.settings import SearchSettings
+
+TRIALS_FOLDER = "trials"
+HELD_OUT = "test"
+"""The split that the search never sees."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a search needs; made by `autopeft.study.planning.make_plan`, or by hand for other backends."""
+
+    run: Path
+    settings: SearchSettings
+    identity: Identity
+    space: SearchSpace
+    sampler: Sampler
+    backend: Backend
+    budget: ParameterBudget
+    n_trials: int
+    """Completed trials in all."""
+    seconds: float | None
+    """Training in all, over all workers; None: no limit."""
+    trial_timeout: float | None
+    files: tuple[tuple[str, str], ...] = ()
+    """Name and text of what is written into a new run folder: the resolved configuration."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """What the user is told at the start: model, data, protocol."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def budget_parameters(self) -> int:
+        assert self.space.budget is not None
+        return self.space.budget
+
+    def job(self, number: int, architecture: Architecture, training: tuple[tuple[str, Scalar], ...]) -> TrialJob:
+        """The job of trial `number`; its seed and folder follow from the number."""
+        folder = self.run / TRIALS_FOLDER / f"{number:04d}"
+        return TrialJob(number, architecture, training, trial_seed(self.settings.seed, number), folder)

@@ -1,0 +1,284 @@
+"""The search loop: asks the sampler, has the workers train, writes down every step.
+
+Whatever stops it, the same call goes on where it stopped: trials that were running are run again under their numbers,
+or taken from their result files where the worker had finished.
+"""
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
+from autopeft.engine.trial import RESULT_FILE, Evaluation, TrialJob, TrialResult, read_result, trial_seed
+from autopeft.errors import AutopeftError
+from autopeft.resources import atomic_write
+from autopeft.samplers import Observation, SpaceExhaustedError, propose
+from autopeft.space.parameters import Choices, Params
+from autopeft.space.search_space import SearchSpace
+from autopeft.study.database import DATABASE_FILE
+from autopeft.study.identity import check
+from autopeft.study.lock import RunLock
+from autopeft.study.plan import HELD_OUT, Plan
+from autopeft.study.progress import (
+    Began,
+    EpochEnded,
+    Evaluating,
+    Listener,
+    Stopping,
+    TrialBegan,
+    TrialEnded,
+    WorkerReady,
+    silent,
+)
+from autopeft.study.reader import read_study
+from autopeft.study.record import StudyView, TrialRecord, TrialStart, best_trial
+from autopeft.study.stopping import GRACE_SECONDS, FailurePolicy, Stop, signals
+from autopeft.study.store import Store
+
+LOG_FILE = "autopeft.log"
+HELD_OUT_SUMMARY = "held_out"
+"""Summary entry: trial, split, metrics, interval and rows of the final evaluation."""
+
+_TICK_SECONDS = 0.2
+
+StopReason = Literal["trials", "time", "exhausted", "SIGINT", "SIGTERM"]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How a search ended."""
+
+    view: StudyView
+    reason: StopReason
+    message: str = ""
+    """More about the reason, where there is more."""
+
+    @property
+    def best(self) -> TrialRecord | None:
+        return best_trial(self.view.trials)
+
+
+def search(plan: Plan, listener: Listener = silent) -> SearchOutcome:
+    """Run the plan's study to its end, or from where it stopped.
+
+    Raises:
+        StudyError: the run folder is busy, damaged, or holds another study.
+        FailurePolicyError: too many trials fail.
+        AutopeftError: what the backend says when it cannot be opened.
+    """
+    optuna.logging.disable_default_handler()
+    with RunLock(plan.run), signals() as stop, _log(plan) as log:
+        store, warnings = _open_store(plan)
+        with store:
+            listener(Began(plan, store.trials, warnings))
+            return _Session(plan, store, stop, listener, log).run()
+
+
+class _Session:
+    """One session of a study, under its lock."""
+
+    def __init__(self, plan: Plan, store: Store, stop: Stop, listener: Listener, log: logging.Logger) -> None:
+        self.plan, self.store, self.stop, self.listener, self.log = plan, store, stop, listener, log
+        self.distributions = stored_distributions(plan.space)
+        self.failures = FailurePolicy()
+        self.cut_off = deque(store.unfinished())
+        """Trials that were running when an earlier session died."""
+        self.exhausted = ""
+
+    def run(self) -> SearchOutcome:
+        for trial in tuple(self.cut_off):
+            if (result := read_result(self._job(trial).folder)) is not None:
+                self.cut_off.remove(trial)
+                self._record(result)
+        if not self._wants_more(0):
+            return self._end(None)
+        with WorkerPool(
+            self.plan.backend, self.plan.settings.workers, trial_timeout=self.plan.trial_timeout, log=self.log
+        ) as pool:
+            self._loop(pool)
+            if self.stop.now:
+                for event in pool.stop(0):
+                    self._handle(event)
+            return self._end(pool)
+
+    def _loop(self, pool: WorkerPool) -> None:
+        is_told = False
+        while not self.stop.now:
+            while pool.n_free and self.stop.signal is None and self._wants_more(len(pool.running)):
+                if (trial := self._next_trial()) is None:
+                    break
+                self.listener(TrialBegan(trial))
+                pool.submit(self._job(trial))
+            if not pool.running:
+                return
+            if self.stop.signal and not is_told:
+                is_told = True
+                self.listener(Stopping(self.stop.signal, GRACE_SECONDS))
+            for event in pool.wait(_TICK_SECONDS):
+                self._handle(event)
+
+    def _wants_more(self, running: int) -> bool:
+        """Whether another trial may begin: complete and running ones are not the total yet, and there is time."""
+        complete = sum(trial.state == "complete" for trial in self.store.trials)
+        return complete + running < self.plan.n_trials and not self._is_out_of_time() and not self.exhausted
+
+    def _is_out_of_time(self) -> bool:
+        spent = sum(trial.result.seconds for trial in self.store.trials if trial.result)
+        return self.plan.seconds is not None and spent / self.plan.settings.workers >= self.plan.seconds
+
+    def _next_trial(self) -> TrialRecord | None:
+        """One that was cut off, the repetition of one whose worker was killed, or the sampler's proposal."""
+        if self.cut_off:
+            return self.cut_off.popleft()
+        repeated = {trial.retry_of for trial in self.store.trials}
+        for trial in self.store.trials:
+            killed = trial.result is not None and trial.result.cause == "killed"
+            if killed and trial.retry_of is None and trial.number not in repeated:
+                start = TrialStart(trial.architecture, trial.stored, trial.training, retry_of=trial.number)
+                return self._begin(trial.params, start)
+        past = [_observation(trial) for trial in self.store.trials]
+        try:
+            seed = trial_seed(self.plan.settings.seed, len(past))
+            candidate = propose(self.plan.sampler, self.plan.space, past, seed)
+        except SpaceExhaustedError as error:
+            self.exhausted = str(error)
+            return None
+        start = TrialStart(candidate.architecture, candidate.stored, candidate.training)
+        return self._begin(dict(candidate.params), start)
+
+    def _begin(self, params: Params, start: TrialStart) -> TrialRecord:
+        number = self.store.begin(params, {name: self.distributions[name] for name in params}, start)
+        self.log.info("trial %d begins: architecture %s, %d parameters", number, start.architecture.id, start.stored)
+        return self.store.trials[number]
+
+    def _handle(self, event: PoolEvent) -> None:
+        match event:
+            case Ready(seconds=seconds, facts=facts):
+                self.log.info("worker ready after %.1f s: %s", seconds, dict(facts))
+                self.listener(WorkerReady(seconds, tuple((name, str(value)) for name, value in facts.items())))
+            case Progress(number=number, record=record):
+                self.listener(EpochEnded(number, record))
+            case Finished(result=result):
+                self._record(result)
+                self.failures.count(result)
+
+    def _record(self, result: TrialResult) -> None:
+        self.store.finish(result.number, result)
+        told = result.error if result.score is None else f"{result.score:.4f}"
+        self.log.info("trial %d %s after %.1f s: %s", result.number, result.state, result.seconds, told)
+        self._drop_weights()
+        self.listener(TrialEnded(self.store.trials[result.number]))
+
+    def _drop_weights(self) -> None:
+        """Keep those of the best trials only; a failed trial leaves nothing."""
+        ranked = sorted((t for t in self.store.trials if t.score is not None), key=lambda t: -(t.score or 0.0))
+        for trial in ranked[self.plan.settings.keep :]:
+            for file in self._job(trial).folder.glob("*"):
+                if file.name != RESULT_FILE:
+                    file.unlink()
+        for trial in self.store.trials:
+            if trial.state == "failed":
+                shutil.rmtree(self._job(trial).folder, ignore_errors=True)
+
+    def _end(self, pool: WorkerPool | None) -> SearchOutcome:
+        """Score the best trial on the held-out split, unless that is on record already."""
+        reason, message = self._reason()
+        best = best_trial(self.store.trials)
+        if best is not None and self.stop.signal is None:
+            known = self.store.summary.get(HELD_OUT_SUMMARY)
+            if not (isinstance(known, dict) and known.get("trial") == best.number):
+                self.listener(Evaluating(best))
+                self.store.set_summary(HELD_OUT_SUMMARY, _to_json(best.number, self._evaluate(best, pool)))
+        return SearchOutcome(
+            StudyView(self.store.identity, self.store.trials, dict(self.store.summary)), reason, message
+        )
+
+    def _evaluate(self, best: TrialRecord, pool: WorkerPool | None) -> Evaluation:
+        if pool is not None:
+            return pool.evaluate(self._job(best), HELD_OUT)
+        with WorkerPool(self.plan.backend, 1, log=self.log) as own:
+            return own.evaluate(self._job(best), HELD_OUT)
+
+    def _reason(self) -> tuple[StopReason, str]:
+        if self.stop.signal == "SIGTERM":
+            return "SIGTERM", "stopped by a signal"
+        if self.stop.signal == "SIGINT":
+            return "SIGINT", "stopped by Ctrl-C"
+        if self.exhausted:
+            return "exhausted", self.exhausted
+        complete = sum(trial.state == "complete" for trial in self.store.trials)
+        if complete < self.plan.n_trials:
+            return "time", f"the {self.plan.settings.time} of training are spent"
+        return "trials", ""
+
+    def _job(self, trial: TrialRecord) -> TrialJob:
+        return self.plan.job(trial.number, trial.architecture, trial.training)
+
+
+def stored_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Parameter name → the Optuna distribution under which its values are stored."""
+    return {
+        p.name: CategoricalDistribution(p.domain.values)
+        if isinstance(p.domain, Choices)
+        else FloatDistribution(p.domain.low, p.domain.high, log=p.domain.log)
+        for p in space.parameters
+    }
+
+
+def _observation(trial: TrialRecord) -> Observation:
+    return Observation(tuple(trial.params.items()), trial.architecture.id, trial.state, trial.score)
+
+
+def _to_json(number: int, evaluation: Evaluation) -> dict[str, object]:
+    return {
+        "trial": number,
+        "split": evaluation.split,
+        "metrics": dict(evaluation.metrics),
+        "interval": list(evaluation.interval),
+        "rows": evaluation.n_rows,
+    }
+
+
+def _open_store(plan: Plan) -> tuple[Store, tuple[str, ...]]:
+    """The run folder's study, made if there is none; warnings about what differs and may."""
+    if not (plan.run / DATABASE_FILE).exists():
+        store = Store.create(plan.run, plan.identity)
+        for name, text in plan.files:
+            atomic_write(plan.run / name, text)
+        return store, ()
+    check(read_study(plan.run).identity, plan.identity)  # before anything is opened for writing
+    store = Store.open(plan.run)
+    try:
+        return store, store.extend(plan.identity)
+    except BaseException:
+        store.close()
+        raise
+
+
+@contextmanager
+def _log(plan: Plan) -> Iterator[logging.Logger]:
+    """A logger of this run's own that writes to its `autopeft.log`."""
+    log = logging.getLogger(f"autopeft.run.{plan.run.resolve()}".replace(".", "_"))
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    handler = logging.FileHandler(plan.run / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield log
+    except AutopeftError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        raise
+    except Exception:
+        log.exception("the search ended with an error")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,88 @@
+"""What a user may say about a search: flag = key of a config file = Python argument = `AUTOPEFT_*` variable."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from autopeft.config import Frozen, load_options
+from autopeft.errors import UsageError
+
+
+class SearchSettings(Frozen):
+    """Settings of one search. Order of precedence: argument, environment, config file, default."""
+
+    budget: str
+    """Most stored adapter parameters, task head apart: 0.5% (of the base model), 500k, 1.2M or 300000."""
+    model: str | None = None
+    """Folder, hub id, or package:NAME of the base model; the recipe's by default."""
+    data: str | None = None
+    """Labelled data: a JSONL, CSV, TSV or Parquet file, a folder with train/validation/test, or a hub data set."""
+    recipe: str | None = None
+    """What one trial trains, a shipped name or a YAML file: `demo` without model and data, else `local`."""
+    space: str = "hybrid"
+    """What may be varied, a shipped name or a YAML file."""
+    sampler: str = "tpe"
+    """What proposes architectures: tpe or random."""
+    trials: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Completed trials in all, earlier runs of the study included; the recipe's by default."""
+    time: str | None = None
+    """Hours, minutes and seconds of training in all, such as 2h, 90m or 1h30m; no limit by default."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Of the study; each trial's own seed follows from it and the trial's number."""
+    run: str | None = None
+    """The run folder; by default runs/ and a name made of data, model, space, budget and seed."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Trials at a time, one process each."""
+    trial_timeout: str | None = None
+    """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
+    keep: int = Field(default=10, ge=1)
+    """Of how many of the best trials the weights are kept."""
+    set: tuple[str, ...] = ()
+    """key=value, changes to the recipe (training.epochs=3), or to the space (space.layers.groups=2)."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: object) -> object:
+        return str(value) if type(value) is int else value
+
+
+def resolve_settings(
+    given: Mapping[str, Any], config: str | Path | None = None, environ: Mapping[str, str] | None = None
+) -> SearchSettings:
+    """Settings from arguments (None = not given), `AUTOPEFT_*` variables, and a config file.
+
+    Raises:
+        ConfigError: an unknown key or a value that is not allowed, in any of them.
+    """
+    environ = os.environ if environ is None else environ
+    options = []
+    for name, field in SearchSettings.model_fields.items():
+        if text := environ.get(variable := f"AUTOPEFT_{name.upper()}"):
+            is_number = "int" in str(field.annotation) and text.isascii() and text.isdigit()
+            options.append((variable, name, int(text) if is_number else text))
+    options += [
+        (f"--{name.replace('_', '-')}", name, value) for name, value in given.items() if value not in (None, ())
+    ]
+    return load_options(SearchSettings, options, config)
+
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+
+
+def parse_duration(option: str, text: str) -> float:
+    """Seconds of `2h`, `90m`, `1h30m`, `45s`.
+
+    Raises:
+        UsageError: another form, or nothing above zero.
+    """
+    match = _DURATION.fullmatch(text)
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if seconds <= 0:
+        raise UsageError(f"--{option}: {text[:40]!r} is not a duration. Allowed: 2h, 90m, 45s, 1h30m")
+    return float(seconds)
