@@ -10,12 +10,18 @@ from autopeft._peft_hook import register_with_peft
 
 if TYPE_CHECKING:
     from autopeft.api import search
+    from autopeft.engine.models import find_model
     from autopeft.hybrid import HybridConfig, HybridModel
 
 __version__ = "0.1.0"
-__all__ = ["HybridConfig", "HybridModel", "__version__", "search"]
+__all__ = ["HybridConfig", "HybridModel", "__version__", "find_model", "search"]
 
-_LAZY = {"HybridConfig": "autopeft.hybrid", "HybridModel": "autopeft.hybrid", "search": "autopeft.api"}
+_LAZY = {
+    "HybridConfig": "autopeft.hybrid",
+    "HybridModel": "autopeft.hybrid",
+    "find_model": "autopeft.engine.models",
+    "search": "autopeft.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -199,9 +199,7 @@ class LiveView:
             rows.add_row(*self._cells(trial, f"{trial.score:.4f}", seconds))
         for number, began in progress.began.items():
             record = progress.epochs.get(number)
-            state = f"epoch {record.epoch}: {dict(record.metrics).popitem()[1]:.3f}" if record else "running"
-            if record is not None:
-                state = f"epoch {record.epoch}: {record.metrics[0][1]:.3f}"
+            state = f"epoch {record.epoch}: {record.metrics[0][1]:.3f}" if record else "running"
             rows.add_row(*self._cells(progress.trials[number], state, f"{progress.clock() - began:.0f}"), style="cyan")
         failed = sum(trial.state == "failed" for trial in progress.trials.values())
         line = (

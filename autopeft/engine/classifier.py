@@ -42,9 +42,12 @@ class SharedClassifier:
     device: torch.device
     dtype: torch.dtype
     anatomy: Anatomy = field(init=False)
+    n_head: int = field(init=False)
+    """Parameters of the head."""
 
     def __post_init__(self) -> None:
         self.anatomy = read_anatomy(self.model)
+        self.n_head = sum(p.numel() for part in self.head for p in self.model.get_submodule(part).parameters())
 
     @classmethod
     def load(
@@ -113,8 +116,7 @@ class SharedClassifier:
 
     def count(self, architecture: Architecture) -> ParameterCount:
         """Parameters of the architecture on this model, and of the head."""
-        modules = (self.model.get_submodule(part) for part in self.head)
-        return count_parameters(architecture, self.anatomy, sum(p.numel() for m in modules for p in m.parameters()))
+        return count_parameters(architecture, self.anatomy, self.n_head)
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
@@ -168,7 +170,7 @@ def choose_device(worker: int) -> torch.device:
 
 
 def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
-    """What the frozen model computes in. A CPU is often many times slower in bfloat16, so `auto` never takes it there."""
+    """What the frozen model computes in. Many CPUs are several times slower in bfloat16: `auto` never takes it there."""
     if precision == "auto":
         fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fits else torch.float32
@@ -213,7 +215,11 @@ def _load_model(
 def _head_names(name: str, model: Any, absent: frozenset[str]) -> tuple[str, ...]:
     """Modules after the base model, and its pooler where that is absent from the checkpoint."""
     base = model.base_model_prefix
-    names = [child for child, module in model.named_children() if child != base and any(module.parameters())]
+    names = [
+        child
+        for child, module in model.named_children()
+        if child != base and next(module.parameters(), None) is not None
+    ]
     pooler = f"{base}.pooler"
     if any(key.startswith(f"{pooler}.") for key in absent):
         names.append(pooler)

@@ -1,9 +1,10 @@
-"""Which columns of a table hold the text and the label: those the user names, else those that are commonly so called."""
+"""Which columns of a table hold the text and the label: those that the user names, else those with a common name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopeft.engine.recipe import TaskSpec
+from autopeft.engine.tables import shown
 from autopeft.errors import DataError, did_you_mean
 
 __all__ = ["Columns", "find_columns"]
@@ -86,7 +87,7 @@ def _only(candidates: Sequence[tuple[str, ...]], role: str, columns: Sequence[st
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        found = ", ".join("+".join(candidate) for candidate in candidates)
+        found = ", ".join(shown("+".join(candidate)) for candidate in candidates)
         problem = f"several columns could be the {role} ({found})"
     else:
         problem = f"no column has a common name for the {role}"
@@ -96,10 +97,10 @@ def _only(candidates: Sequence[tuple[str, ...]], role: str, columns: Sequence[st
 def _named(column: str, columns: Sequence[str], name: str) -> str:
     if column not in columns:
         near = did_you_mean(column, columns)
-        raise DataError(f"{name}: no column '{column}'.{near} Columns: {_listed(columns)}.")
+        raise DataError(f"{name}: no column '{shown(column)}'.{shown(near)} Columns: {_listed(columns)}.")
     return column
 
 
 def _listed(columns: Sequence[str]) -> str:
-    shown = ", ".join(column[:40] for column in columns[:20])
-    return f"{shown} and {len(columns) - 20} more" if len(columns) > 20 else shown or "none"
+    first = ", ".join(shown(column) for column in columns[:20])
+    return f"{first} and {len(columns) - 20} more" if len(columns) > 20 else first or "none"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autopeft.engine.tables import BadRows, Row, Table, decode
+from autopeft.engine.tables import LONGEST_PATH, BadRows, Row, Table, decode, shown
 from autopeft.errors import DataError
 
 __all__ = ["read_csv", "read_tsv"]
@@ -22,7 +22,7 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 def read_csv(path: Path) -> Table:
     """Comma-separated; a semicolon or tab is taken instead where the header has it and no comma."""
-    text = decode(str(path), path.read_bytes())
+    text = decode(shown(path, LONGEST_PATH), path.read_bytes())
     header = text.lstrip("\r\n").split("\n", 1)[0]
     other = next((mark for mark in ";\t" if mark in header and "," not in header), None)
     table = _read_quoted(path, text, other or ",")
@@ -35,13 +35,13 @@ def read_csv(path: Path) -> Table:
         table.rows,
         table.lines,
         swallowed=table.swallowed,
-        notes=(f"{path.name}: columns are separated by {word}",),
+        notes=(f"columns are separated by {word}",),
     )
 
 
 def read_tsv(path: Path) -> Table:
     """Tab-separated, with or without quoted fields."""
-    text = decode(str(path), path.read_bytes())
+    text = decode(shown(path, LONGEST_PATH), path.read_bytes())
     if '"' not in text:
         return _read_literal(path, text)
     try:
@@ -63,7 +63,7 @@ def read_tsv(path: Path) -> Table:
 
 
 def _read_quoted(path: Path, text: str, delimiter: str) -> Table:
-    name = str(path)
+    name = shown(path, LONGEST_PATH)
     records = _records(name, text, delimiter)
     columns = _header(name, records)
     physical = io.StringIO(text, newline="").readlines()
@@ -87,7 +87,7 @@ def _read_quoted(path: Path, text: str, delimiter: str) -> Table:
 
 def _read_literal(path: Path, text: str) -> Table:
     """Lines and tabs are the structure, whatever the fields hold."""
-    name = str(path)
+    name = shown(path, LONGEST_PATH)
     records = (
         (number, number, line.removesuffix("\r").split("\t"))
         for number, line in enumerate(text.split("\n"), start=1)
@@ -131,7 +131,7 @@ def _header(name: str, records: Iterator[tuple[int, int, list[str]]]) -> tuple[s
     columns = tuple(column.strip() or f"column {number}" for number, column in enumerate(first[2], start=1))
     if twice := [column for column, n in Counter(columns).items() if n > 1]:
         raise DataError(
-            f"{name}: line {first[0]}: column '{twice[0]}' occurs twice; the first line must name the columns."
+            f"{name}: line {first[0]}: column '{shown(twice[0])}' occurs twice; the first line must name the columns."
         )
     return columns
 

@@ -3,13 +3,15 @@
 Whatever the command line gives (`--model`, `--data`) stands over the recipe, so both may be left open here.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from autopeft.config import Frozen
+from autopeft.config import Frozen, load
+from autopeft.resources import find_yaml
 
-__all__ = ["ModelSpec", "SplitNames", "TaskSpec", "TrainingSpec", "TrialRecipe"]
+__all__ = ["ModelSpec", "SplitNames", "TaskSpec", "TrainingSpec", "TrialRecipe", "load_recipe"]
 
 CLASSIFICATION_METRICS = ("accuracy", "f1", "macro_f1", "mcc")
 REGRESSION_METRICS = ("pearson", "spearman")
@@ -102,7 +104,7 @@ class TrainingSpec(Frozen):
     """Share of all steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     """AdamW's decay of adapter and head weights; biases and norms are spared."""
-    max_length: int = Field(default=128, ge=4, le=1_000_000)
+    max_length: int = Field(default=128, ge=8, le=1_000_000)
     """Tokens of a text or pair; longer ones are cut."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many epochs without a better metric; left out: never."""
@@ -123,6 +125,18 @@ class TrialRecipe(Frozen):
     """One line for lists."""
     source: str = ""
     """Paper or page that the recipe follows."""
+    trials: int = Field(default=60, ge=1, le=1_000_000)
+    """Completed trials of a search, where the user does not say."""
     model: ModelSpec = ModelSpec()
     task: TaskSpec = TaskSpec()
     training: TrainingSpec = TrainingSpec()
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrialRecipe:
+    """The recipe of a YAML file or of a shipped name.
+
+    Raises:
+        UnknownNameError: no such file or shipped recipe.
+        ConfigError: everything that is wrong with the file.
+    """
+    return load(find_yaml("trials", name), TrialRecipe, overrides)

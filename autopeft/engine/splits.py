@@ -7,10 +7,28 @@ was sorted; and rows with the same text, whatever their case and spacing, are ne
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
-__all__ = ["cut", "draw", "normalised"]
+__all__ = ["Split", "Texts", "cut", "draw", "normalised"]
 
 Texts = tuple[str, ...]
+"""`(text,)` or `(text, text_pair)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows of one split, in the order of their file."""
+
+    texts: tuple[Texts, ...]
+    labels: tuple[int, ...] | tuple[float, ...]
+    """Class numbers 0 … n-1, or real numbers for regression."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Sequence[int]) -> "Split":
+        labels = tuple(self.labels[position] for position in positions)
+        return Split(tuple(self.texts[position] for position in positions), labels)
 
 
 def normalised(texts: Texts) -> str:
@@ -49,7 +67,7 @@ def cut(rows: Sequence[Texts], strata: Sequence[Hashable], *fractions: float) ->
 
 
 def draw(rows: Sequence[Texts], n: int, seed: int) -> list[int]:
-    """Positions of `n` of the rows, in the order of the file; with the same seed, a larger draw contains the smaller."""
+    """Positions of `n` of the rows, in the order of the file; of one seed, a larger draw contains the smaller."""
     digests = [_digest(f"{seed}/" + "\x1f".join(texts)) for texts in rows]
     order = sorted(range(len(rows)), key=lambda position: (digests[position], position))
     return sorted(order[:n])

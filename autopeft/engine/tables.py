@@ -15,7 +15,20 @@ from typing import Any, Final, Literal
 
 from autopeft.errors import DataError
 
-__all__ = ["ABSENT", "BadRows", "Row", "Table", "decode", "read_json", "read_jsonl", "read_parquet", "some"]
+__all__ = [
+    "ABSENT",
+    "LONGEST_PATH",
+    "BadRows",
+    "Row",
+    "Table",
+    "decode",
+    "first_line",
+    "read_json",
+    "read_jsonl",
+    "read_parquet",
+    "shown",
+    "some",
+]
 
 Row = Mapping[str, Any]
 
@@ -24,6 +37,8 @@ ABSENT: Final = None
 
 SHOWN = 5
 """Bad rows named in a message."""
+
+LONGEST_PATH = 200
 
 _COMPRESSED: Mapping[bytes, str] = {
     b"\x1f\x8b": "gzip",
@@ -68,6 +83,12 @@ def some(unit: str, numbers: Sequence[int]) -> str:
     return f"{unit}{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
+def shown(text: object, limit: int = 40) -> str:
+    """Foreign text fit for a message: one line, control characters escaped, not too long."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
 class BadRows:
     """Collects what is wrong with the rows of a file, for one error that names the first and counts them all."""
 
@@ -93,11 +114,12 @@ class BadRows:
 
 def read_jsonl(path: Path) -> Table:
     """One JSON object a line; blank lines are no rows."""
-    bad, rows, lines = BadRows(str(path)), [], []
+    name = shown(path, LONGEST_PATH)
+    bad, rows, lines = BadRows(name), [], []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
-                _refuse_other_format(str(path), line)
+                _refuse_other_format(name, line)
                 line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901
             if not line.strip():
                 continue
@@ -107,32 +129,33 @@ def read_jsonl(path: Path) -> Table:
             except ValueError as error:
                 bad.add(number, _reason(error))
     bad.refuse()
-    return _json_table(str(path), rows, lines, "line")
+    return _json_table(name, rows, lines, "line")
 
 
 def read_json(path: Path) -> Table:
     """A JSON array of objects."""
-    text = decode(str(path), path.read_bytes())
+    name = shown(path, LONGEST_PATH)
+    text = decode(name, path.read_bytes())
     try:
         values = json_value(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return read_jsonl(path)
-        raise DataError(f"{path}: line {error.lineno}: not JSON ({error.msg.lower()}).") from error
+        raise DataError(f"{name}: line {error.lineno}: not JSON ({error.msg.lower()}).") from error
     except ValueError as error:
-        raise DataError(f"{path}: {_reason(error)}.") from error
+        raise DataError(f"{name}: {_reason(error)}.") from error
     if isinstance(values, dict) and "\n" not in text.strip():
         return read_jsonl(path)
     if not isinstance(values, list):
-        raise DataError(f"{path}: must hold an array of objects, found {_kind(values)}.")
-    bad, rows = BadRows(str(path), "row"), []
+        raise DataError(f"{name}: must hold an array of objects, found {_kind(values)}.")
+    bad, rows = BadRows(name, "row"), []
     for number, value in enumerate(values, start=1):
         try:
             rows.append(_object(value))
         except ValueError as error:
             bad.add(number, _reason(error))
     bad.refuse()
-    return _json_table(str(path), rows, range(1, len(rows) + 1), "row")
+    return _json_table(name, rows, range(1, len(rows) + 1), "row")
 
 
 def read_parquet(path: Path) -> Table:
@@ -140,16 +163,17 @@ def read_parquet(path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
+    name = shown(path, LONGEST_PATH)
     try:
         schema = pyarrow.parquet.read_schema(path)
         names = [field.name for field in schema if _is_scalar(field.type)]
         content = pyarrow.parquet.read_table(path, columns=names)
         rows = content.to_pylist()
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_first_line(error)}).") from error
+        raise DataError(f"{name}: not a readable Parquet file ({first_line(error)}).") from error
     if twice := [name for name, n in Counter(names).items() if n > 1]:
-        raise DataError(f"{path}: column '{twice[0]}' occurs twice.")
-    return Table(str(path), tuple(names), rows, range(1, len(rows) + 1), "row", _class_names(schema.metadata or {}))
+        raise DataError(f"{name}: column '{shown(twice[0])}' occurs twice.")
+    return Table(name, tuple(names), rows, range(1, len(rows) + 1), "row", _class_names(schema.metadata or {}))
 
 
 def json_value(text: str) -> Any:
@@ -212,7 +236,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise ValueError(f"key '{twice}' occurs twice")
+        raise ValueError(f"key '{shown(twice)}' occurs twice")
     return row
 
 
@@ -247,8 +271,9 @@ def _reason(error: ValueError) -> str:
             return str(error)
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+def first_line(error: BaseException) -> str:
+    """What another library says, as a part of a sentence."""
+    return shown(next(iter(str(error).splitlines()), type(error).__name__), 200)
 
 
 def _is_scalar(kind: Any) -> bool:

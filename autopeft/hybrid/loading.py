@@ -7,7 +7,8 @@ from peft.utils import load_peft_weights
 from torch import nn
 
 from autopeft.errors import ModelError
-from autopeft.hybrid.model import check_weights, remove_adapters
+from autopeft.hybrid.model import remove_adapters
+from autopeft.hybrid.weights import check_weights
 
 
 def load_strict(model: nn.Module, folder: Path | str, adapter_name: str = "default") -> PeftModel:

@@ -15,8 +15,9 @@ from autopeft.hybrid.attention import CHILD, AdaptedAttention, host_of, release
 from autopeft.hybrid.config import HybridConfig
 from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
 from autopeft.hybrid.modules import MODULES
-from autopeft.hybrid.modules.base import Attachment, KeyValuePart, LayerScope, OutputPart
+from autopeft.hybrid.modules.base import Attachment, KeyValuePart, LayerScope, OutputPart, mask_parameter
 from autopeft.hybrid.sites import Sites, find_sites
+from autopeft.hybrid.weights import adapter_keys, check_weights
 from autopeft.space.architecture import Architecture
 
 _SCOPE = "hybrid_scope"
@@ -44,7 +45,11 @@ def resolve(architecture: Architecture, sites: Sites, dropout: float = 0.0) -> d
 
 
 class HybridModel(BaseTuner):
-    """The tuner behind `get_peft_model(model, HybridConfig(architecture=...))`."""
+    """The tuner behind `get_peft_model(model, HybridConfig(architecture=...))`.
+
+    Unlike in PEFT, `unload()` gives back the base with its own task head, not the trained copy, so that many trials can
+    share one base; `merge_and_unload()` keeps the trained head, as in PEFT.
+    """
 
     prefix = PREFIX
     tuner_layer_cls = HybridLayer
@@ -168,46 +173,12 @@ class HybridModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         there = model.state_dict()
         expected = {key: there[key] for key in adapter_keys(model, adapter_name)}
-        # What is in the model and not the adapter's (task head, embeddings) is PEFT's business.
-        given = {k: v for k, v in remapped.items() if k in expected or k.removeprefix("base_model.model.") not in there}
-        given = {k: v for k, v in given.items() if k in expected or k not in there}
+        # What is in the model and not the adapter's (task head, embeddings) is PEFT's business. PEFT's own prefix is in
+        # the keys, but not in a model into which transformers has put the adapter.
+        others = there.keys() | {f"base_model.model.{key}" for key in there}
+        given = {key: value for key, value in remapped.items() if key in expected or key not in others}
         check_weights(expected, given, f"adapter '{adapter_name}'")
         return remapped
-
-
-def adapter_keys(model: nn.Module, adapter_name: str) -> list[str]:
-    """Keys of the model's state dict that belong to the adapter's modules (the task head apart)."""
-    return [
-        f"{name}.{key}"
-        for name, module in model.named_modules()
-        if isinstance(module, HybridLayer)
-        for attribute in module.adapter_layer_names
-        for key in module.state_dict(prefix="")
-        if key == f"{attribute}.{adapter_name}" or key.startswith(f"{attribute}.{adapter_name}.")
-    ]
-
-
-def check_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """
-    Raises:
-        ModelError: `given` has other keys or other shapes than `expected`; names the first few.
-    """
-    problems = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "of another shape": sorted(
-            f"{key} (saved {tuple(given[key].shape)}, model {tuple(expected[key].shape)})"
-            for key in expected.keys() & given.keys()
-            if expected[key].shape != given[key].shape
-        ),
-    }
-    found = [
-        f"{len(keys)} {problem}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
-        for problem, keys in problems.items()
-        if keys
-    ]
-    if found:
-        raise ModelError(f"{what} does not fit the model; weights {'; '.join(found)}")
 
 
 def remove_adapters(model: nn.Module) -> None:
@@ -238,6 +209,7 @@ def _scope_of(model: nn.Module, attachment: Attachment) -> LayerScope:
     needs_input = isinstance(part, KeyValuePart) and part.needs_input
     needs_tokens = attachment.gate == "mean"
     if (needs_input or needs_tokens) and scope.hook is None and attachment.sites.attention is not None:
+        scope.mask_at = mask_parameter(layer)
         scope.hook = layer.register_forward_pre_hook(scope.enter_attention, with_kwargs=True)
     scope.keeps_input |= needs_input
     scope.keeps_tokens |= needs_tokens

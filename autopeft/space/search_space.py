@@ -242,6 +242,12 @@ class SearchSpace:
             raise ConfigError([f"search space '{self.spec.title}' holds no architecture for {self.anatomy.model_type}"])
         return tuple(found.values())
 
+    @cached_property
+    def largest_candidate(self) -> Candidate:
+        """The point with every module on at its largest, shrunk until it is within the budget."""
+        largest = self.complete({}, _largest)
+        return self.repair(largest, np.random.default_rng(0))
+
     # ---- facts
 
     @cached_property
@@ -389,6 +395,11 @@ def _first(parameter: Parameter) -> Scalar:
     if isinstance(parameter.domain, Choices):
         return next((v for v in parameter.domain.values if v not in (0, False)), parameter.domain.values[0])
     return _middle(parameter)
+
+
+def _largest(parameter: Parameter) -> Scalar:
+    """The last value: the largest size, the switch that is on."""
+    return parameter.domain.values[-1] if isinstance(parameter.domain, Choices) else _middle(parameter)
 
 
 def _middle(parameter: Parameter) -> Scalar:

@@ -31,6 +31,8 @@ class Identity:
     model: Part
     data: Part
     metric: Part
+    training: Part
+    """The protocol of a trial: epochs, batch size and so on."""
     objective: str
     seed: int
     budget: str
@@ -64,7 +66,7 @@ class Identity:
         return cls(**{**data, **{name: Part(**data[name]) for name in _PARTS}})
 
 
-_PARTS = ("space", "model", "data", "metric")
+_PARTS = ("space", "model", "data", "metric", "training")
 _SCALARS: Mapping[str, tuple[type, ...]] = {
     "objective": (str,),
     "seed": (int,),

@@ -1,7 +1,9 @@
 """A search, resolved and checked, before anything is written: what will be searched, on what, and how far."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autopeft.engine.trial import Backend, TrialJob, trial_seed
 from autopeft.samplers import Sampler
@@ -35,6 +37,8 @@ class Plan:
     trial_timeout: float | None
     files: tuple[tuple[str, str], ...] = ()
     """Name and text of what is written into a new run folder: the resolved configuration."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """What all trials share and exports need: base model, task, recipe; JSON, kept in the study's summary."""
     facts: tuple[tuple[str, str], ...] = ()
     """What the user is told at the start: model, data, protocol."""
     notes: tuple[str, ...] = ()
@@ -46,5 +50,10 @@ class Plan:
 
     def job(self, number: int, architecture: Architecture, training: tuple[tuple[str, Scalar], ...]) -> TrialJob:
         """The job of trial `number`; its seed and folder follow from the number."""
-        folder = self.run / TRIALS_FOLDER / f"{number:04d}"
-        return TrialJob(number, architecture, training, trial_seed(self.settings.seed, number), folder)
+        seed = trial_seed(self.settings.seed, number)
+        return TrialJob(number, architecture, training, seed, trial_folder(self.run, number))
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """Where a trial's weights and result are."""
+    return run / TRIALS_FOLDER / f"{number:04d}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from autopeft.errors import StudyCorruptError, StudyMismatchError
 from autopeft.space.modules import Scalar
-from autopeft.study.database import DATABASE_FILE, check_integrity, open_for_reading
+from autopeft.study.database import DATABASE_FILE, REBUILD, check_integrity, open_for_reading
 from autopeft.study.identity import FORMAT
 from autopeft.study.record import Json, StoredStudy, StoredTrial, StudyView
 from autopeft.study.strict_json import parse
@@ -48,12 +48,20 @@ def read_study(run: Path) -> StudyView:
     """
     path = run / DATABASE_FILE
     with open_for_reading(path) as connection:
-        check_integrity(connection, path, thorough=False)
+        check_integrity(connection, path)
         stored, _ = load(connection, path)
+    return decode(stored, path)
+
+
+def decode(stored: StoredStudy, path: Path) -> StudyView:
+    """
+    Raises:
+        StudyCorruptError: the identity or a trial cannot be read; names the file that holds it.
+    """
     try:
         return stored.view()
     except StudyCorruptError as error:
-        raise StudyCorruptError(f"{path}: {error}") from error
+        raise StudyCorruptError(f"{path} is damaged: {error}. {REBUILD}") from error
 
 
 def load(connection: sqlite3.Connection, path: Path) -> tuple[StoredStudy, frozenset[int]]:
@@ -68,7 +76,7 @@ def load(connection: sqlite3.Connection, path: Path) -> tuple[StoredStudy, froze
         attributes = _study_attributes(connection, key)
         trials, running = _trials(connection, key)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise StudyCorruptError(f"{path} is damaged: {error}") from error
+        raise StudyCorruptError(f"{path} is damaged: {error}. {REBUILD}") from error
     summary = {
         name.removeprefix(SUMMARY_PREFIX): value
         for name, value in attributes.items()

@@ -18,6 +18,11 @@ from autopeft.study.identity import Identity
 
 Json = dict[str, Any]
 
+HELD_OUT_SUMMARY = "held_out"
+"""Summary entry of a study: trial, split, metrics, interval and rows of the final evaluation."""
+CONTEXT_SUMMARY = "context"
+"""Summary entry of a study: what its trials share, such as base model, task and recipe."""
+
 
 @dataclass(frozen=True)
 class TrialStart:
@@ -68,6 +73,16 @@ def best_trial(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """The highest score; of equal ones the one with fewest parameters, then the first."""
     complete = [trial for trial in trials if trial.score is not None]
     return max(complete, key=lambda t: (t.score or 0.0, -t.stored, -t.number), default=None)
+
+
+def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """Complete trials that no other beats in score with as few stored parameters, smallest first."""
+    front: list[TrialRecord] = []
+    complete = (trial for trial in trials if trial.score is not None)
+    for trial in sorted(complete, key=lambda t: (t.stored, -(t.score or 0.0), t.number)):
+        if not front or (trial.score or 0.0) > (front[-1].score or 0.0):
+            front.append(trial)
+    return tuple(front)
 
 
 def start_to_json(start: TrialStart, started: float) -> Json:

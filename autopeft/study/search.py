@@ -38,13 +38,11 @@ from autopeft.study.progress import (
     silent,
 )
 from autopeft.study.reader import read_study
-from autopeft.study.record import StudyView, TrialRecord, TrialStart, best_trial
+from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord, TrialStart, best_trial
 from autopeft.study.stopping import GRACE_SECONDS, FailurePolicy, Stop, signals
 from autopeft.study.store import Store
 
 LOG_FILE = "autopeft.log"
-HELD_OUT_SUMMARY = "held_out"
-"""Summary entry: trial, split, metrics, interval and rows of the final evaluation."""
 
 _TICK_SECONDS = 0.2
 
@@ -248,15 +246,17 @@ def _to_json(number: int, evaluation: Evaluation) -> dict[str, object]:
 
 def _open_store(plan: Plan) -> tuple[Store, tuple[str, ...]]:
     """The run folder's study, made if there is none; warnings about what differs and may."""
-    if not (plan.run / DATABASE_FILE).exists():
-        store = Store.create(plan.run, plan.identity)
+    is_new = not (plan.run / DATABASE_FILE).exists()
+    if not is_new:
+        check(read_study(plan.run).identity, plan.identity)  # before anything is opened for writing
+    store = Store.create(plan.run, plan.identity) if is_new else Store.open(plan.run)
+    try:
+        warnings = store.extend(plan.identity)
         for name, text in plan.files:
             atomic_write(plan.run / name, text)
-        return store, ()
-    check(read_study(plan.run).identity, plan.identity)  # before anything is opened for writing
-    store = Store.open(plan.run)
-    try:
-        return store, store.extend(plan.identity)
+        if CONTEXT_SUMMARY not in store.summary and plan.context:
+            store.set_summary(CONTEXT_SUMMARY, dict(plan.context))
+        return store, warnings
     except BaseException:
         store.close()
         raise

@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -38,7 +38,7 @@ from autopeft.study.database import (
 from autopeft.study.events import EVENTS_FILE, EventLog, read
 from autopeft.study.identity import Identity, Part, check
 from autopeft.study.optuna_storage import close_storage, frozen_trial, head, load_study, optuna_errors
-from autopeft.study.reader import OUTCOME_ATTRIBUTE, STUDY_ATTRIBUTE, SUMMARY_PREFIX, load
+from autopeft.study.reader import OUTCOME_ATTRIBUTE, STUDY_ATTRIBUTE, SUMMARY_PREFIX, decode, load
 from autopeft.study.record import (
     Json,
     StoredStudy,
@@ -56,7 +56,9 @@ __all__ = ["Identity", "Part", "Store", "TrialRecord", "TrialStart", "check"]
 class Store:
     """A study that is open for writing; made by `create`, `open` or `rebuild`, ended by `close` or a `with` block."""
 
-    def __init__(self, run: Path, stored: StoredStudy, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, run: Path, stored: StoredStudy, trials: Iterable[TrialRecord], clock: Callable[[], float]
+    ) -> None:
         self.run = run
         self.events = EventLog(run / EVENTS_FILE, clock)
         """Open to other kinds of events too."""
@@ -64,7 +66,7 @@ class Store:
         self._clock = clock
         self._stored = stored
         self._trials = list(stored.trials)
-        self._records = [trial.record() for trial in stored.trials]
+        self._records = list(trials)
         self._summary = dict(stored.summary)
         self._pending: deque[tuple[str, Json]] = deque()
         self._storage, self.study = load_study(self._path)
@@ -103,11 +105,12 @@ class Store:
             _refuse_lost_study(run)
         roll_back(path)
         with open_for_reading(path) as connection:
-            check_integrity(connection, path, thorough=True)
+            check_integrity(connection, path)
             stored, running = load(connection, path)
+        trials = decode(stored, path).trials
         events = run / EVENTS_FILE
         missing = tuple(journal.missing_events(stored, journal.replay(read(events), events), path))
-        store = cls(run, stored, clock)
+        store = cls(run, stored, trials, clock)
         try:
             discard_leftovers(path)
             enter_wal(path)
@@ -132,7 +135,7 @@ class Store:
         study = journal.replay(read(events), events)
         if study is None:
             raise StudyCorruptError(f"{events} holds no study to rebuild from.")
-        study.view()  # decodes and checks all of it
+        decode(study, events)
         try:
             temporary = build(path, study)
         except (ValueError, TypeError, LookupError) as error:

@@ -74,7 +74,7 @@ def classifier(family: str, **config):
 
 
 def shake(model, seed: int = 7, std: float = 0.3):
-    """Random values for all adapter parameters: zero-initialised modules would hide mistakes. The seed alone decides."""
+    """Random values for all adapter parameters, by the seed alone: zero-initialised ones would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -91,6 +91,12 @@ def test_a_broken_config_is_refused(folder):
         load_strict(classifier("bert"), folder)
 
 
+def test_weights_can_be_loaded_without_a_first_copy_in_memory(folder):
+    expected = logits(load_strict(classifier("bert"), folder))
+    loaded = PeftModel.from_pretrained(classifier("bert"), folder, low_cpu_mem_usage=True).eval()
+    assert distance(logits(loaded), expected) == 0.0
+
+
 def test_a_second_adapter_is_loaded_beside_the_first(folder):
     expected = logits(load_strict(classifier("bert"), folder))
     model = classifier("bert")

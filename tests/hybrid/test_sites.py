@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import (
     AlbertConfig,
+    AutoModel,
     BartConfig,
     BloomConfig,
     DistilBertConfig,
@@ -23,8 +24,10 @@ from transformers import (
 from autopeft.errors import ModelError, UnknownSiteError
 from autopeft.hybrid import anatomy_of, find_sites, read_anatomy
 from autopeft.space.architecture import Architecture, place
-from tests.hybrid.adapted import adapt, anatomy_of_family, classifier, mixed
-from tests.models import TINY_FAMILIES
+from autopeft.space.counting import count_parameters
+from autopeft.space.modules import MODULES
+from tests.hybrid.adapted import adapt, anatomy_of_family, classifier, distance, everywhere, logits, mixed, shake
+from tests.models import TINY_FAMILIES, tiny_batch
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -104,6 +107,46 @@ def test_models_of_many_families_are_read(name):
             assert layer.n_kv_heads * layer.head_dim in {16, 32}
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_models_of_many_families_are_adapted(name):
+    torch.manual_seed(0)
+    config = ZOO[name][0]
+    model = AutoModel.from_config(config).eval()
+    inputs = (
+        {"pixel_values": torch.ones(1, 3, 16, 16)} if name == "vit" else {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    )
+    base = logits(model, **inputs)
+    anatomy = anatomy_of(config)
+    options = {kind: {"activation": "gelu"} if "activation" in MODULES[kind].options else {} for kind in MODULES}
+    architecture = Architecture.of(p for kind in MODULES for p in everywhere(kind, anatomy, **options[kind]).placements)
+    adapted = shake(adapt(model, architecture))
+    parameters = {key: p for key, p in adapted.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in parameters.values()) == count_parameters(architecture, anatomy).stored
+    (adapted(**inputs)[0] ** 3).sum().backward()  # the plain sum of a norm's output has no gradient
+    assert [key for key, p in parameters.items() if p.grad is None or not (p.grad != 0).any()] == []
+    assert distance(logits(adapted, **inputs), base) > 1e-6
+    assert distance(logits(adapted.unload(), **inputs), base) == 0.0
+
+
+@pytest.mark.parametrize("name", ["distilbert", "modernbert", "albert", "mpnet", "t5"])
+def test_mean_gates_find_the_mask_in_every_family(name):
+    torch.manual_seed(0)
+    config = (
+        ZOO[name][0] if name in ZOO else T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    )
+    model = AutoModel.from_config(config).eval()
+    model = model.encoder if name == "t5" else model
+    rows = [("attn.o", "lora"), ("ffn", "serial"), ("attn", "serial")]
+    architecture = Architecture.of(
+        place(*at, *row, 2, {"gate": "mean"}) for at in find_sites(model).layers for row in rows
+    )
+    adapted = shake(adapt(model, architecture))
+    ids, mask = tiny_batch().values()
+    padded = logits(adapted, input_ids=ids, attention_mask=mask)[1, :4]
+    alone = logits(adapted, input_ids=ids[1:, :4], attention_mask=mask[1:, :4])[0]
+    assert distance(padded, alone) <= 2e-6
+
+
 def test_an_encoder_decoder_has_two_stacks_and_cross_attention_is_left_out():
     configs = [
         T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
@@ -118,8 +161,6 @@ def test_an_encoder_decoder_has_two_stacks_and_cross_attention_is_left_out():
 
 
 def find_sites_of(config):
-    from transformers import AutoModel
-
     with torch.device("meta"):
         return find_sites(AutoModel.from_config(config))
 

@@ -13,8 +13,8 @@ import pytest
 
 from autopeft.engine.toy import ToyBackend
 from autopeft.errors import FailurePolicyError, StudyBusyError, StudyMismatchError
-from autopeft.space.spec import SpaceSpec
 from autopeft.space.search_space import SearchSpace
+from autopeft.space.spec import SpaceSpec
 from autopeft.study.events import read
 from autopeft.study.lock import RunLock
 from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_twice_on_a_trial_is_not_tried_a_third_time(tmp_path)
 
 def test_equal_failures_in_a_row_end_the_search_with_the_cause(tmp_path):
     with pytest.raises(FailurePolicyError, match="3 trials in a row"):
-        search(toy_plan(tmp_path / "run", 9, ToyBackend(failures={n: "nan" for n in range(9)})))
+        search(toy_plan(tmp_path / "run", 9, ToyBackend(failures=dict.fromkeys(range(9), "nan"))))
     assert len(read_study(tmp_path / "run").trials) == 3
 
 

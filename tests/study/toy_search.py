@@ -36,6 +36,7 @@ def toy_plan(
         model=Part("toy", ANATOMY.fingerprint),
         data=Part("toy", "0"),
         metric=Part("accuracy", "accuracy"),
+        training=Part("toy", "0"),
         objective="score",
         seed=settings.seed,
         budget=settings.budget,

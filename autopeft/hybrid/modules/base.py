@@ -5,6 +5,7 @@ parameters and what it does in the forward pass; the host that carries it (`auto
 `autopeft.hybrid.attention`) owns the parameters, switches adapters, and merges.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class LayerScope:
     keeps_input: bool = False
     true_tokens: Tensor | None = None
     """Which tokens are no padding, bool (B, T, 1); None where no mask is known: then all are."""
+    mask_at: tuple[str, int] = ("attention_mask", 1)
+    """Name and position of the mask among the arguments of the attention module."""
     hook: RemovableHandle | None = None
     attention_input: Tensor | None = None
     """Hidden states that enter attention (B, T, H), until the attention function has taken them."""
@@ -45,7 +48,8 @@ class LayerScope:
         if self.keeps_input:
             self.attention_input = args[0] if args else kwargs["hidden_states"]
         if self.keeps_tokens:
-            mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+            name, position = self.mask_at
+            mask = kwargs.get(name, args[position] if len(args) > position else None)
             self.true_tokens = None if mask is None else _true_tokens(mask)
 
     def take_attention_input(self) -> Tensor:
@@ -56,6 +60,13 @@ class LayerScope:
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model starts without activations (a tensor within a graph cannot be copied).
         return {**self.__dict__, "true_tokens": None, "attention_input": None}
+
+
+def mask_parameter(attention: nn.Module) -> tuple[str, int]:
+    """Name and position of the attention mask among the arguments of an attention module's `forward`."""
+    names = [name for name in inspect.signature(attention.forward).parameters if name != "self"]
+    found = next((name for name in ("attention_mask", "mask", "attn_mask") if name in names), None)
+    return (found, names.index(found)) if found else ("attention_mask", 1)
 
 
 def _true_tokens(mask: Any) -> Tensor:

@@ -1,0 +1,210 @@
+"""The commands. Each parses, calls one function, and renders; flags are the keys of a config file."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="autopeft",
+    help="Finds the best hybrid adapter for a transformer under a budget of trainable parameters.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Budget = Annotated[str | None, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")]
+Model = Annotated[str | None, typer.Option("--model", help="Folder, hub id, or package:NAME.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="JSONL, CSV, TSV or Parquet file, folder, or hub data set org/name:subset.")
+]
+Recipe = Annotated[str | None, typer.Option("--recipe", help="What one trial trains: a shipped name or a YAML file.")]
+Space = Annotated[str | None, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")]
+Run = Annotated[str | None, typer.Option("--run", help="Run folder.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value for the recipe, space.key=value for the space.")
+]
+Config = Annotated[str | None, typer.Option("--config", help="YAML file with these options as keys.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def debug_asked(arguments: Sequence[str]) -> bool:
+    return "--debug" in arguments
+
+
+def show_version(value: bool) -> None:
+    if value:
+        from autopeft import __version__
+
+        typer.echo(f"autopeft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Finds the best hybrid adapter for a transformer under a budget of trainable parameters."""
+
+
+@app.command()
+def search(
+    budget: Budget = None,
+    model: Model = None,
+    data: Data = None,
+    recipe: Recipe = None,
+    space: Space = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
+    time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
+    run: Run = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
+    trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Of how many of the best trials the weights are kept.")] = None,
+    set_: Set = None,
+    config: Config = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Search for the best adapter. The same command again goes on where it stopped.
+
+    Without --model and --data it runs on an embedded model and task, offline.
+    """
+    from autopeft.cli.commands import run_search
+
+    given = {
+        "budget": budget,
+        "model": model,
+        "data": data,
+        "recipe": recipe,
+        "space": space,
+        "sampler": sampler,
+        "trials": trials,
+        "time": time,
+        "seed": seed,
+        "run": run,
+        "workers": workers,
+        "trial_timeout": trial_timeout,
+        "keep": keep,
+        "set": tuple(set_ or ()),
+    }
+    return run_search(given, config, as_json)
+
+
+@app.command()
+def status(run: Run = None, as_json: Json = False, debug: Debug = False) -> None:
+    """The study while it runs and after: counts, best trial, who works on it."""
+    from autopeft.cli.studies import study_status
+
+    _out(study_status(run), as_json)
+
+
+@app.command()
+def show(
+    what: Annotated[
+        list[str], typer.Argument(help="best, pareto, trials, trial N; or the name of a space, recipe or module.")
+    ],
+    run: Run = None,
+    model: Annotated[str | None, typer.Option("--model", help="Show a space as it is on this model.")] = None,
+    budget: Budget = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the best trial, all trials, one trial; or a space, recipe or module that ships."""
+    from autopeft.cli.studies import STUDY_VIEWS, show_study
+
+    if what[0] in STUDY_VIEWS:
+        _out(show_study(what, run), as_json)
+    else:
+        from autopeft.cli.shipped import show_shipped
+
+        _out(show_shipped(what, model, budget), as_json)
+
+
+@app.command("ls")
+def list_(
+    what: Annotated[
+        str | None, typer.Argument(help="spaces, recipes, modules, samplers or targets; all by default.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List what ships: spaces, recipes, modules, samplers, targets."""
+    from autopeft.cli.shipped import list_shipped
+
+    _out(list_shipped(what), as_json)
+
+
+@app.command()
+def check(
+    budget: Budget = None,
+    model: Model = None,
+    data: Data = None,
+    recipe: Recipe = None,
+    space: Space = None,
+    set_: Set = None,
+    config: Config = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check configuration, space, data, labels, model and budget; show three tokenised samples; write nothing."""
+    from autopeft.cli.commands import run_check
+
+    given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space}
+    _out(run_check({**given, "set": tuple(set_ or ())}, config), as_json)
+
+
+@app.command()
+def count(
+    model: Model = None,
+    space: Annotated[str | None, typer.Option("--space", help="Count the extremes of this space.")] = None,
+    spec: Annotated[str | None, typer.Option("--spec", help="Count this adapter spec (a JSON file).")] = None,
+    budget: Budget = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Exact stored and trained parameters of a spec, or of a space's extremes, from the model's config alone."""
+    from autopeft.cli.commands import run_count
+
+    _out(run_count(model, space, spec, budget), as_json)
+
+
+@app.command()
+def export(
+    run: Run = None,
+    target: Annotated[str, typer.Option(help="autopeft, peft or spec; see `autopeft ls targets`.")] = "autopeft",
+    trial: Annotated[int | None, typer.Option(help="This trial instead of the best.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder to write; by default export/ in the run folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the best adapter as a spec and as a folder that PEFT loads."""
+    from autopeft.cli.studies import export_study
+
+    _out(export_study(run, target, trial, out, force), as_json)
+
+
+@app.command()
+def schema(
+    what: Annotated[str, typer.Argument(help="spec, space, recipe or config.")],
+) -> None:
+    """Print the JSON Schema of a file format, for editors and other programs."""
+    from autopeft.cli.shipped import json_schema_of
+
+    typer.echo(json.dumps(json_schema_of(what), indent=2))
+
+
+def _out(report: "tuple[str, Any]", as_json: bool) -> None:
+    """Print a report's text, or its data as JSON."""
+    text, data = report
+    typer.echo(json.dumps(data, indent=2, allow_nan=False) if as_json else text)
+    sys.stdout.flush()

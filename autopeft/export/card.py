@@ -1,0 +1,94 @@
+"""The README of an exported adapter: what it is, what it scored, how to load it."""
+
+from autopeft.export.spec import AdapterSpec
+from autopeft.space.layer_map import layer_map
+
+_SPECIAL = str.maketrans({"<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "\r": " ", "[": "\\[", "`": "'"})
+
+
+def model_card(spec: AdapterSpec, is_plain_lora: bool) -> str:
+    """Markdown with the front matter of the hub."""
+    base, size, found = spec.base_model, spec.parameters, spec.evidence
+    rows = [
+        f"| {found.metric} on validation (selected by it: optimistic) | {found.validation:.4f} |",
+    ]
+    if found.held_out is not None:
+        low, high = found.held_out.interval
+        value = next(iter(found.held_out.metrics.values()))
+        rows.append(
+            f"| {found.metric} on {found.held_out.rows:,} held-out rows | "
+            f"{value:.4f} (95 % interval over rows {low:.4f} to {high:.4f}; one seed) |"
+        )
+    rows += [
+        f"| stored adapter parameters | {size.stored:,} ({100 * size.stored / base.n_parameters:.3f} % of the base) |",
+        f"| trained adapter parameters | {size.trained:,} |",
+        f"| task head, apart | {size.head:,} |",
+        f"| budget | {_text(size.budget)} = {size.budget_parameters:,} |",
+        f"| found in | trial {found.trial}, of {found.trials} completed, study seed {found.seed} |",
+    ]
+    front = ["library_name: peft", "tags: [autopeft, peft, " + ("lora]" if is_plain_lora else "hybrid-adapter]")]
+    if not base.name.startswith("package:") and "/" in base.name and not base.name.startswith((".", "/", "~")):
+        front.append(f'base_model: "{_text(base.name)}"')
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in spec.provenance.items())
+    return "\n".join(
+        [
+            "---",
+            *front,
+            "---",
+            "",
+            f"# Adapter for {_text(base.name)} on {_text(spec.task.name)}",
+            "",
+            f"Found by [autopeft](https://pypi.org/project/autopeft/) under a budget of {_text(size.budget)} of the base "
+            "model's parameters.",
+            "",
+            "| | |",
+            "|---|---|",
+            *rows,
+            "",
+            "## Architecture",
+            "",
+            "```",
+            *layer_map(spec.parsed_architecture),
+            "```",
+            "",
+            "## Use",
+            "",
+            "```python",
+            *_snippet(spec, is_plain_lora),
+            "```",
+            "",
+            *_labels(spec),
+            f"Made with {versions}. Everything needed to repeat it is in `autopeft_spec.json`.",
+            "",
+        ]
+    )
+
+
+def _snippet(spec: AdapterSpec, is_plain_lora: bool) -> list[str]:
+    n_outputs = max(1, len(spec.task.labels))
+    name = repr(spec.base_model.name)
+    lines = []
+    if spec.base_model.name.startswith("package:"):
+        lines.append("import autopeft")
+        name = f"autopeft.find_model({name})"
+    elif not is_plain_lora:
+        lines.append("import autopeft  # makes peft_type AUTOPEFT known to PEFT")
+    return [
+        *lines,
+        "from peft import PeftModel",
+        "from transformers import AutoModelForSequenceClassification",
+        "",
+        f"base = AutoModelForSequenceClassification.from_pretrained({name}, num_labels={n_outputs})",
+        'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER").eval()',
+    ]
+
+
+def _labels(spec: AdapterSpec) -> list[str]:
+    if not spec.task.labels:
+        return []
+    return ["Outputs: " + ", ".join(f"{i} = {_text(label)}" for i, label in enumerate(spec.task.labels)) + ".", ""]
+
+
+def _text(value: str) -> str:
+    """A name from a file, harmless within Markdown."""
+    return value.translate(_SPECIAL)

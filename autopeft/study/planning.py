@@ -1,0 +1,227 @@
+"""From what the user said to a `Plan`: model, data, recipe, space and budget are resolved and checked; nothing is written."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from autopeft.config import to_yaml
+from autopeft.engine.data import TaskData, load_data
+from autopeft.engine.fingerprint import fingerprint
+from autopeft.engine.models import load_anatomy
+from autopeft.engine.recipe import TrialRecipe, load_recipe
+from autopeft.engine.training import TransformerBackend
+from autopeft.errors import ConfigError, ModelError, UnknownNameError
+from autopeft.samplers import SAMPLERS
+from autopeft.space.anatomy import Anatomy
+from autopeft.space.budget import ParameterBudget
+from autopeft.space.search_space import SearchSpace
+from autopeft.space.spec import SpaceSpec, load_space
+from autopeft.study.identity import Identity, Part
+from autopeft.study.plan import Plan
+from autopeft.study.settings import SearchSettings, parse_duration
+
+RUNS = Path("runs")
+DEMO_RECIPE, LOCAL_RECIPE = "demo", "local"
+_SPACE_OPTION = "space."
+_LIBRARIES = ("autopeft", "torch", "transformers", "peft", "optuna")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: recipe, model and data, resolved."""
+
+    recipe: TrialRecipe
+    model: str
+    revision: str | None
+    anatomy: Anatomy
+    data: TaskData
+
+
+def make_plan(settings: SearchSettings) -> Plan:
+    """Everything a search needs.
+
+    Raises:
+        UsageError: whatever is wrong with the settings, the files they name, the data, the model or the budget.
+        EnvironmentProblem: a package that is needed is not installed.
+    """
+    sampler = SAMPLERS.get(settings.sampler)
+    if sampler is None:
+        raise UnknownNameError("sampler", settings.sampler, tuple(SAMPLERS))
+    budget = ParameterBudget.parse(settings.budget)
+    seconds = parse_duration("time", settings.time) if settings.time else None
+    timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
+    recipe, spec = load_files(settings)
+    task = resolve_task(settings, recipe)
+    space = bind_space(spec, task.anatomy, budget)
+    n_trials = settings.trials or recipe.trials
+    run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
+    facts = {name: _version(name) for name in _LIBRARIES}
+    identity = Identity(
+        space=Part(settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source"}))),
+        model=Part(task.model, fingerprint(task.model, task.revision)),
+        data=Part(task.data.name, task.data.content_hash),
+        metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
+        training=Part(settings.recipe or _default_recipe(settings), _hash(recipe.training.model_dump(mode="json"))),
+        objective="score",
+        seed=settings.seed,
+        budget=settings.budget,
+        budget_parameters=space.budget or 0,
+        trials=n_trials,
+        time=seconds,
+        facts=facts,
+    )
+    resolved = settings.model_copy(
+        update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
+        | {"space": _file(run, "space.yaml"), "set": ()}
+    )
+    return Plan(
+        run=run,
+        settings=settings,
+        identity=identity,
+        space=space,
+        sampler=sampler,
+        backend=TransformerBackend(model=task.model, revision=task.revision, recipe=recipe, data=task.data),
+        budget=budget,
+        n_trials=n_trials,
+        seconds=seconds,
+        trial_timeout=timeout,
+        files=(
+            ("recipe.yaml", to_yaml(recipe)),
+            ("space.yaml", to_yaml(spec)),
+            ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
+        ),
+        context=_context(task),
+        facts=_facts(task),
+        notes=task.data.notes,
+    )
+
+
+def load_files(settings: SearchSettings) -> tuple[TrialRecipe, SpaceSpec]:
+    """The recipe and the space, with `--set` laid over them; the mistakes of both at once.
+
+    Raises:
+        ConfigError: everything that is wrong with the two files and the options.
+        UnknownNameError: no such recipe or space.
+    """
+    for_space = [text.removeprefix(_SPACE_OPTION) for text in settings.set if text.startswith(_SPACE_OPTION)]
+    for_recipe = [text for text in settings.set if not text.startswith(_SPACE_OPTION)]
+    problems: list[str] = []
+    recipe = spec = None
+    try:
+        recipe = load_recipe(settings.recipe or _default_recipe(settings), for_recipe)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        spec = load_space(settings.space, for_space)
+    except ConfigError as error:
+        problems += error.problems
+    if recipe is None or spec is None:
+        raise ConfigError(problems)
+    return recipe, spec
+
+
+def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
+    """Model and data of the settings, or else of the recipe, or else the embedded ones.
+
+    Raises:
+        ModelError: no such model, or it cannot be adapted.
+        DataError: no such data, or they cannot be learned from.
+        EnvironmentProblem: the embedded model's package is not installed.
+    """
+    embedded = load_recipe(DEMO_RECIPE)
+    model = settings.model or recipe.model.name or embedded.model.name
+    assert model is not None
+    revision = recipe.model.revision if settings.model in (None, recipe.model.name) else None
+    anatomy = load_anatomy(model, revision)
+    if not anatomy.layers:
+        raise ModelError(f"{model}: no transformer layers found to adapt")
+    source = settings.data or recipe.task.dataset or embedded.task.dataset
+    data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
+    return Task(recipe, model, revision, anatomy, data)
+
+
+def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> SearchSpace:
+    """
+    Raises:
+        BudgetError: nothing of the space fits; names the smallest reachable budget.
+        ConfigError: nothing of the space can stand in the model.
+    """
+    space = SearchSpace(spec, anatomy, budget.resolve(anatomy.n_parameters))
+    if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
+        raise space.infeasible()
+    return space
+
+
+def _default_recipe(settings: SearchSettings) -> str:
+    return DEMO_RECIPE if settings.data is None else LOCAL_RECIPE
+
+
+def _run_name(settings: SearchSettings, task: Task) -> str:
+    """`rte-bert-base-uncased-hybrid-0.5pct-seed0`, from what the user named."""
+    parts = [_word(settings.data or task.data.name)]
+    if settings.model:
+        parts.append(_word(settings.model))
+    if settings.recipe not in (None, _default_recipe(settings)):
+        parts.append(_word(settings.recipe or ""))
+    parts += [_word(settings.space), settings.budget.replace("%", "pct"), f"seed{settings.seed}"]
+    return "-".join(parts)
+
+
+def _word(name: str) -> str:
+    """The part of a path or id that tells it from others, safe as a file name."""
+    path = Path(name)
+    stem = path.stem if path.suffix in {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"} else path.name
+    if stem in {"train", "data"} and path.parent.name:
+        stem = path.parent.name
+    word = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.")
+    return word[:60] or "unnamed"
+
+
+def _file(run: Path, name: str) -> str:
+    return str(run / name)
+
+
+def _context(task: Task) -> dict[str, Any]:
+    """What exports need to know of the study; see `autopeft.export.spec`."""
+    return {
+        "base_model": {
+            "name": task.model,
+            "revision": task.revision,
+            "model_type": task.anatomy.model_type,
+            "anatomy": task.anatomy.fingerprint,
+            "n_parameters": task.anatomy.n_parameters,
+        },
+        "recipe": task.recipe.model_dump(mode="json"),
+        "task": {
+            "name": task.data.name,
+            "hash": task.data.content_hash,
+            "rows": {split: len(rows) for split, rows in task.data.splits.items()},
+            "labels": list(task.data.label_names),
+        },
+    }
+
+
+def _facts(task: Task) -> tuple[tuple[str, str], ...]:
+    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in task.data.splits.items())
+    classes = f"{len(task.data.label_names)} classes" if task.data.label_names else "regression"
+    training = task.recipe.training
+    return (
+        ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
+        ("data", f"{task.data.name}: {splits} rows, {classes}; maximises {task.recipe.task.metric} on validation"),
+        ("trial", f"at most {training.epochs} epochs, batch {training.batch_size}, {training.max_length} tokens"),
+    )
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
