@@ -46,7 +46,9 @@ class SearchResult:
         return spec_of(self.outcome.view, self.best)
 
 
-def search(budget: str, *, listener: Listener = silent, config: str | Path | None = None, **options: Any) -> SearchResult:
+def search(
+    budget: str, *, listener: Listener = silent, config: str | Path | None = None, **options: Any
+) -> SearchResult:
     """Search as `autopeft search` does, or go on with a search; options are its flags with underscores.
 
     Raises:

@@ -85,9 +85,9 @@ def _modules() -> dict[str, str]:
 
 
 def _samplers() -> dict[str, str]:
-    from autopeft.samplers.names import TITLES
+    from autopeft.samplers import SAMPLERS
 
-    return dict(TITLES)
+    return {name: (sampler.__doc__ or "").split(";")[0].splitlines()[0] for name, sampler in SAMPLERS.items()}
 
 
 def _targets() -> dict[str, str]:

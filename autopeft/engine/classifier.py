@@ -78,6 +78,18 @@ class SharedClassifier:
             model.get_submodule(part).float()
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, device, dtype)
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest input, in tokens, that model and tokeniser take."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if not isinstance(positions, int) or positions < 1:
+            return int(self.tokenizer.model_max_length)
+        # RoBERTa and its kin count positions from the padding token's number on, and keep those below it unused.
+        embeddings = getattr(getattr(self.model.base_model, "embeddings", None), "position_embeddings", None)
+        unused = getattr(embeddings, "padding_idx", None)
+        positions -= 0 if unused is None else unused + 1
+        return min(int(self.tokenizer.model_max_length), positions)
+
     @contextmanager
     def adapted(self, architecture: Architecture, *, dropout: float, seed: int) -> Iterator[PeftModel]:
         """The model with fresh adapters and a fresh head, both drawn from `seed`; restored whatever happens.
@@ -170,7 +182,7 @@ def choose_device(worker: int) -> torch.device:
 
 
 def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
-    """What the frozen model computes in. Many CPUs are several times slower in bfloat16: `auto` never takes it there."""
+    """What the frozen model computes in. Many CPUs are far slower in bfloat16: `auto` never takes it there."""
     if precision == "auto":
         fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fits else torch.float32

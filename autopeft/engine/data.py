@@ -154,12 +154,13 @@ def _refuse_swallowed(table: Table, columns: Columns) -> None:
     """A line inside a quoted field that has a label where a label belongs is a row that a stray quote has swallowed."""
     if not table.swallowed:
         return
-    labels = set(table.column(columns.label))
-    for line, row in table.swallowed:
-        if row[columns.label] in labels and all(row[column].strip() for column in columns.text):
+    labels, place = set(table.column(columns.label)), table.columns.index(columns.label)
+    for line, pieces in table.swallowed:
+        # Counted from the left and from the right: a text may hold separators of its own.
+        if pieces[place] in labels or pieces[place - len(table.columns)] in labels:
             raise DataError(
-                f"{table.name}: line {line}: lies inside a quoted field, but is a row by itself; is a quote missing or "
-                "too many near it? A quote inside a field is written twice."
+                f"{table.name}: line {line}: lies inside a quoted field, but looks like a row; is a quote missing or too "
+                "many near it? A quote inside a field is written twice. If it is text, give the rows as JSONL."
             )
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from autopeft.engine.tables import LONGEST_PATH, BadRows, Row, Table, decode, shown
+from autopeft.engine.tables import LONGEST_PATH, BadRows, Table, decode, shown
 from autopeft.errors import DataError
 
 __all__ = ["read_csv", "read_tsv"]
@@ -68,19 +68,18 @@ def _read_quoted(path: Path, text: str, delimiter: str) -> Table:
     columns = _header(name, records)
     physical = io.StringIO(text, newline="").readlines()
     bad, rows, lines = BadRows(name), [], []
-    swallowed: list[tuple[int, Row]] = []
+    swallowed: list[tuple[int, Sequence[str]]] = []
     for first, last, fields in records:
         if len(fields) != len(columns):
             bad.add(first, _width(fields, columns))
             continue
         rows.append(dict(zip(columns, fields, strict=True)))
         lines.append(first)
-        if last > first:
-            # The last line ends a quoted field as it should; any other may be a row that a stray quote has swallowed.
-            for number in range(first, last):
-                pieces = physical[number - 1].rstrip("\r\n").replace('"', "").split(delimiter)
-                if len(pieces) == len(columns):
-                    swallowed.append((number, dict(zip(columns, pieces, strict=True))))
+        # The last line ends a quoted field as it should; any other may be a row that a stray quote has swallowed.
+        for number in range(first, last):
+            pieces = physical[number - 1].rstrip("\r\n").replace('"', "").split(delimiter)
+            if len(pieces) >= len(columns):
+                swallowed.append((number, pieces))
     bad.refuse()
     return Table(name, columns, rows, lines, swallowed=swallowed)
 

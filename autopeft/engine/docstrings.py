@@ -178,6 +178,7 @@ def _split(library: str, files: Mapping[str, Sequence[str]]) -> Iterator[Docstri
     total = sum(SPLIT_ROWS.values())
     available = min(total, sum(len(texts) for texts in files.values()))
     share = {split: n * available // total for split, n in SPLIT_ROWS.items()}
+    share["train"] += available - sum(share.values())
     rows: dict[str, list[Docstring]] = {split: [] for split in SPLIT_ROWS}
     for file, texts in files.items():
         split = max(share, key=lambda name: (share[name] - len(rows[name])) / SPLIT_ROWS[name])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from autopeft.engine.tables import Table, first_line
+from autopeft.engine.tables import Table, one_line
 from autopeft.errors import DataError
 
 __all__ = ["read_hub"]
@@ -30,12 +30,14 @@ def read_hub(name: str, subset: str | None) -> dict[str, Table]:
     import datasets
 
     title = f"{name}:{subset}" if subset else name
+    # From version 4 on there is no such code any more, nor the option.
+    options = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}
     try:
         if is_reachable:
-            found = datasets.load_dataset(name, subset)
+            found = datasets.load_dataset(name, subset, **options)
         else:
             with _offline():
-                found = datasets.load_dataset(name, subset)
+                found = datasets.load_dataset(name, subset, **options)
     except Exception as error:  # whatever datasets, its loaders and the network raise
         if not is_reachable:
             why = "HF_HUB_OFFLINE is set" if _is_told_offline() else "the hub cannot be reached"
@@ -43,9 +45,7 @@ def read_hub(name: str, subset: str | None) -> dict[str, Table]:
                 f"{title}: {why} and the data set is not in the local cache; download it on another machine and "
                 "give its files (--data FOLDER), or use --data docstrings, which needs no download."
             ) from error
-        raise DataError(
-            f"{title}: cannot be loaded from the hub: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise DataError(f"{title}: cannot be loaded from the hub: {type(error).__name__}: {one_line(error)}") from error
     return {str(split): _table(f"{title}, split {split}", rows) for split, rows in found.items()}
 
 

@@ -125,6 +125,8 @@ def _stripped(table: Table, column: str) -> list[Any]:
             bad.add(line, f"no label in '{shown(column)}'")
         elif type(value) not in _KINDS:
             bad.add(line, f"a label must be one value, found {type(value).__name__} in '{shown(column)}'")
+        elif isinstance(value, str) and len(value.strip().splitlines()) > 1:
+            bad.add(line, f"the label in '{shown(column)}' runs over several lines; is a quote missing?")
         elif value == unlabelled:
             bad.add(line, f"no label: -1 in '{shown(column)}'")
         elif isinstance(value, float) and not math.isfinite(value):

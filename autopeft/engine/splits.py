@@ -51,11 +51,13 @@ def cut(rows: Sequence[Texts], strata: Sequence[Hashable], *fractions: float) ->
         stratum = min((strata[position] for position in positions), key=repr)
         by_stratum[stratum].append(text)
     parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
-    for texts_of_stratum in by_stratum.values():
-        left = sorted(texts_of_stratum, key=_digest, reverse=True)
-        n_rows = sum(len(same_text[text]) for text in left)
+    n_rows = 0
+    for stratum in sorted(by_stratum, key=repr):
+        left = sorted(by_stratum[stratum], key=_digest, reverse=True)
+        n_rows += sum(len(same_text[text]) for text in left)
         for number, fraction in enumerate(fractions, start=1):
-            wanted = max(1, round(fraction * n_rows))
+            # Of all rows so far: what one stratum's rounding gives too much, the next one gets less.
+            wanted = max(1, round(fraction * n_rows) - len(parts[number]))
             taken = 0
             # The first part keeps a text of its own.
             while taken < wanted and len(left) > 1:

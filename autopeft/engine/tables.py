@@ -22,7 +22,7 @@ __all__ = [
     "Row",
     "Table",
     "decode",
-    "first_line",
+    "one_line",
     "read_json",
     "read_jsonl",
     "read_parquet",
@@ -63,8 +63,8 @@ class Table:
     """What `lines` counts."""
     label_names: Mapping[str, tuple[str, ...]] | None = None
     """By column: the names of the classes 0, 1, …, where the file tells them."""
-    swallowed: Sequence[tuple[int, Row]] = ()
-    """Lines inside a quoted field that would be rows by themselves: text, or the trace of a forgotten quote."""
+    swallowed: Sequence[tuple[int, Sequence[str]]] = ()
+    """Lines inside a quoted field that could be rows, and their pieces: text, or the trace of a forgotten quote."""
     notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> list[Any]:
@@ -170,20 +170,20 @@ def read_parquet(path: Path) -> Table:
         content = pyarrow.parquet.read_table(path, columns=names)
         rows = content.to_pylist()
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"{name}: not a readable Parquet file ({first_line(error)}).") from error
+        raise DataError(f"{name}: not a readable Parquet file ({one_line(error)}).") from error
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise DataError(f"{name}: column '{shown(twice[0])}' occurs twice.")
     return Table(name, tuple(names), rows, range(1, len(rows) + 1), "row", _class_names(schema.metadata or {}))
 
 
 def json_value(text: str) -> Any:
-    """`json.loads` without its leniencies.
+    """What JSON text says, without the leniencies of `json.loads`.
 
     Raises:
         ValueError: not JSON, a number that is not finite or too long, a key twice, too deep, a lone surrogate.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -251,6 +251,9 @@ def _finite(digits: str) -> float:
     return value
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+
+
 def _kind(value: Any) -> str:
     return {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
@@ -271,9 +274,9 @@ def _reason(error: ValueError) -> str:
             return str(error)
 
 
-def first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What another library says, as a part of a sentence."""
-    return shown(next(iter(str(error).splitlines()), type(error).__name__), 200)
+    return shown(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
 def _is_scalar(kind: Any) -> bool:

@@ -1,26 +1,24 @@
 """Real trials: hybrid adapters and a task head on a frozen transformer, trained by a loop of our own.
 
-The model, the tokenised data and their device are shared by all trials of a worker. The frozen model stays in eval
-mode, so that a trial has no randomness but its head, its adapters, the order of its batches and, where asked for,
-dropout within the adapters; on a CPU the same job gives the same numbers in every process with as many threads.
+A worker's trials share the model and the tokenised data. The frozen model stays in eval mode, so that all randomness of
+a trial is its first weights, the order of its batches and, where asked for, dropout within the adapters, each drawn
+from the trial's seed: on a CPU the same job gives the same numbers in every process that has as many threads.
 """
 
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopeft.config import Frozen
-from autopeft.engine.batches import TokenisedSplit
+from autopeft.engine.batches import Batch, TokenisedSplit, evaluate, tokenise, training_batches
 from autopeft.engine.classifier import (
     SharedClassifier,
     choose_device,
@@ -33,4 +31,243 @@ from autopeft.engine.metrics import METRICS, interval
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
+from autopeft.errors import ConfigError, ModelError
 from autopeft.space.modules import Scalar
+
+INTERVAL_SEED = 0
+SHARED = ("max_length", "eval_batch_size", "precision")
+"""Fields of the training that all trials have in common, since they share what is made with them."""
+
+_GPU_CHECK = 16
+"""Steps between looks at the loss on a GPU: each look waits for all that is queued."""
+
+
+@dataclass(frozen=True)
+class TransformerBackend:
+    """What a worker needs to train on a task."""
+
+    model: str
+    """A folder, a hub id, or `package:NAME`."""
+    revision: str | None
+    recipe: TrialRecipe
+    """Its model is not looked at."""
+    data: TaskData
+
+    def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
+        # A mapping proxy, as the data have for their splits, cannot be pickled.
+        data = replace(self.data, splits=dict(self.data.splits))
+        return type(self), (self.model, self.revision, self.recipe, data)
+
+    def open(self, worker: int = 0) -> "TransformerTrainer":
+        """Load the model and tokenise the data.
+
+        Raises:
+            ModelError: the model cannot be found, read or adapted, or does not fit its tokeniser.
+            EnvironmentProblem: the Python package that holds the model is not installed.
+        """
+        device = choose_device(worker)
+        base = SharedClassifier.load(
+            self.model,
+            self.revision,
+            n_outputs=self.data.n_labels,
+            problem=self.recipe.task.problem,
+            device=device,
+            dtype=choose_dtype(device, self.recipe.training.precision),
+        )
+        longest = min(self.recipe.training.max_length, base.max_tokens)
+        splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
+        n_known = base.model.get_input_embeddings().num_embeddings
+        if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
+            raise ModelError(
+                f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
+            )
+        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels)
+
+
+class TransformerTrainer:
+    """Trains and scores adapters on one shared model."""
+
+    def __init__(
+        self, base: SharedClassifier, recipe: TrialRecipe, splits: Mapping[str, TokenisedSplit], n_outputs: int
+    ) -> None:
+        self._base = base
+        self._recipe = recipe
+        self._splits = splits
+        self._metrics = metric_names(recipe, n_outputs)
+
+    @property
+    def facts(self) -> Mapping[str, Scalar]:
+        device = self._base.device
+        return MappingProxyType(
+            {
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "precision": str(self._base.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "train_tokens": len(self._splits["train"].tokens),
+            }
+        )
+
+    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
+        """Train, keep the best epoch's weights and write them to `job.folder`.
+
+        Raises:
+            NotFiniteError: the loss or a metric is NaN or infinite.
+            ConfigError: `job.training` has fields that the recipe does not have, or that trials share.
+            UnknownSiteError: the model has no place for a placement.
+        """
+        start = time.monotonic()
+        spec = training_of(self._recipe, job)
+        if self._base.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._base.device)
+        try:
+            with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
+                best, records = self._fit(adapted, spec, job.seed, start, on_epoch)
+                save_adapter(adapted, job.folder)
+        finally:
+            gc.collect()  # PEFT's wrappers hold each other
+        count = self._base.count(job.architecture)
+        return TrialResult(
+            number=job.number,
+            state="complete",
+            score=best.metrics[0][1],
+            best_epoch=best.epoch,
+            epochs=tuple(records),
+            stored=count.stored,
+            trained=count.trained,
+            head=count.head,
+            seconds=time.monotonic() - start,
+            peak_memory_bytes=self._peak_memory(),
+        )
+
+    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+        """
+        Raises:
+            ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
+        """
+        with self._base.loaded(job.folder) as adapted:
+            outputs = self._outputs(adapted, self._splits[split])
+        labels = self._splits[split].labels
+        predicted = self._predictions(outputs)
+        low, high = interval(METRICS[self._recipe.task.metric], predicted.numpy(), labels.numpy(), seed=INTERVAL_SEED)
+        return Evaluation(split, self._scores(outputs, labels), (low, high), len(labels))
+
+    def _fit(
+        self, adapted: Any, spec: TrainingSpec, seed: int, start: float, on_epoch: Callable[[EpochRecord], None]
+    ) -> tuple[EpochRecord, list[EpochRecord]]:
+        """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all."""
+        trained = [p for p in adapted.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(decayed_groups(trained, spec.weight_decay), lr=spec.learning_rate, fused=True)
+        split = self._splits["train"]
+        steps_per_epoch = math.ceil(len(split) / spec.batch_size)
+        step, records, kept = 0, list[EpochRecord](), list[Tensor]()
+        best: EpochRecord | None = None
+        for epoch in range(1, spec.epochs + 1):
+            let_adapters_drop(adapted)
+            total = torch.zeros((), device=self._base.device)
+            for batch in training_batches(split, spec.batch_size, seed, epoch):
+                step += 1
+                rate = spec.learning_rate * rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                loss = self._loss(self._forward(adapted, batch), batch.labels)
+                loss.backward()
+                nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                total += loss.detach() * len(batch.rows)
+                if total.device.type == "cpu" or step % _GPU_CHECK == 0:
+                    refuse_not_finite(total, step)
+            adapted.eval()
+            outputs = self._outputs(adapted, self._splits["validation"])
+            metrics = self._scores(outputs, self._splits["validation"].labels)
+            record = EpochRecord(epoch, step, float(total) / len(split), metrics, time.monotonic() - start)
+            records.append(record)
+            on_epoch(record)
+            if best is None or metrics[0][1] > best.metrics[0][1]:
+                best, kept = record, [p.detach().clone() for p in trained]
+            elif spec.patience is not None and epoch - best.epoch >= spec.patience:
+                break
+        assert best is not None
+        with torch.no_grad():
+            for parameter, value in zip(trained, kept, strict=True):
+                parameter.copy_(value)
+        return best, records
+
+    def _forward(self, adapted: Any, batch: Batch) -> Tensor:
+        """The head's outputs in float32 `(B, n_outputs)`."""
+        device, dtype = self._base.device, self._base.dtype
+        inputs = batch.to(device).model_inputs()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            outputs: Tensor = adapted(**inputs).logits
+        return outputs.float()
+
+    def _outputs(self, adapted: Any, split: TokenisedSplit) -> Tensor:
+        with torch.inference_mode():
+            size = self._recipe.training.eval_batch_size
+            return evaluate(split, size, lambda batch: self._forward(adapted, batch))
+
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        labels = labels.to(outputs.device)
+        if self._recipe.task.problem == "regression":
+            return functional.mse_loss(outputs.squeeze(-1), labels)
+        return functional.cross_entropy(outputs, labels)
+
+    def _predictions(self, outputs: Tensor) -> Tensor:
+        return outputs.squeeze(-1) if self._recipe.task.problem == "regression" else outputs.argmax(-1)
+
+    def _scores(self, outputs: Tensor, labels: Tensor) -> tuple[tuple[str, float], ...]:
+        """The metrics and the loss on these rows, the recipe's metric first."""
+        predicted = self._predictions(outputs).numpy()
+        scores = [(name, METRICS[name].score(predicted, labels.numpy())) for name in self._metrics]
+        return (*scores, ("loss", float(self._loss(outputs, labels))))
+
+    def _peak_memory(self) -> int | None:
+        device = self._base.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
+
+
+def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
+    """The recipe's training with what the job changes.
+
+    Raises:
+        ConfigError: unknown fields, values that are not allowed, or fields that trials share.
+    """
+    problems = [f"training.{name}: is the same for all trials" for name, _ in job.training if name in SHARED]
+    try:
+        spec = TrainingSpec.model_validate({**recipe.training.model_dump(), **dict(job.training)})
+    except ValidationError as error:
+        problems += [f"training.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    if problems:
+        raise ConfigError(problems)
+    return spec
+
+
+def metric_names(recipe: TrialRecipe, n_outputs: int) -> tuple[str, ...]:
+    """The recipe's metric, then the others that make sense for its problem."""
+    fitting = [name for name, metric in METRICS.items() if metric.problem == recipe.task.problem]
+    others = (name for name in fitting if name != "f1" or n_outputs == 2)
+    return tuple(dict.fromkeys([recipe.task.metric, *others]))
+
+
+def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
+    """The learning rate at `step`, from 1, as a share of its peak: up from 0 in the warm-up, then down to almost 0."""
+    warmup = warmup_fraction * n_steps
+    return step / warmup if step < warmup else (n_steps - step + 1) / (n_steps - warmup + 1)
+
+
+def decayed_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: vectors (biases, norms, gates) do not decay."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        groups[parameter.dim() >= 2].append(parameter)
+    decay = {True: weight_decay, False: 0.0}
+    return [{"params": group, "weight_decay": decay[wide]} for wide, group in groups.items() if group]
+
+
+def refuse_not_finite(loss: Tensor, step: int) -> None:
+    """
+    Raises:
+        NotFiniteError: the loss is NaN or infinite.
+    """
+    if not math.isfinite(value := float(loss)):
+        raise NotFiniteError(f"the loss is {value} at step {step}; is the learning rate too high?")

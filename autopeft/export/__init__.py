@@ -1,4 +1,4 @@
-"""From a study to files for others: the adapter spec, and adapter folders that PEFT loads. Reads studies, never writes them."""
+"""From a study to files for others: the adapter spec, and folders that PEFT loads. Studies are read, never written."""
 
 from autopeft.export.spec import SPEC_FILE, AdapterSpec, spec_of
 from autopeft.export.targets import TARGETS, export

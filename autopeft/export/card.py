@@ -38,8 +38,7 @@ def model_card(spec: AdapterSpec, is_plain_lora: bool) -> str:
             "",
             f"# Adapter for {_text(base.name)} on {_text(spec.task.name)}",
             "",
-            f"Found by [autopeft](https://pypi.org/project/autopeft/) under a budget of {_text(size.budget)} of the base "
-            "model's parameters.",
+            f"Found by autopeft under a budget of {_text(size.budget)} ({size.budget_parameters:,} stored parameters).",
             "",
             "| | |",
             "|---|---|",

@@ -1,7 +1,7 @@
 """The adapter spec: an architecture with its base model, recipe and evidence, as JSON that outlives this program.
 
-Its JSON Schema is what `autopeft schema spec` prints. Specs hold roles, never module paths: they can be applied to another
-model with the same layers.
+Its JSON Schema is what `autopeft schema spec` prints. Specs hold roles, never module paths: they can be applied to
+another model with the same layers.
 """
 
 import json

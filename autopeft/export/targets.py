@@ -12,7 +12,7 @@ from autopeft.export.folders import whole_folder
 from autopeft.export.plain_lora import CONFIG_FILE, WEIGHTS_FILE, is_plain_lora, write_plain_lora
 from autopeft.export.spec import SPEC_FILE, AdapterSpec, spec_of
 from autopeft.resources import atomic_write
-from autopeft.study.plan import trial_folder
+from autopeft.study.layout import trial_folder
 from autopeft.study.record import StudyView, TrialRecord, best_trial
 
 

@@ -10,5 +10,5 @@ from autopeft.space.search_space import SearchSpace
 
 
 def suggest_random(space: SearchSpace, past: Sequence[Observation], seed: int) -> Params:
-    """A feasible point, independent of the past (see `SearchSpace.sample` for how uniform it is)."""
+    """Feasible architectures at random, the baseline; `SearchSpace.sample` says how uniform it is."""
     return dict(space.sample(np.random.default_rng(seed)).params)

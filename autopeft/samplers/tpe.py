@@ -6,24 +6,28 @@ enter as their position, which keeps their order. Source: Bergstra et al. 2011; 
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autopeft.samplers.proposal import Observation
 from autopeft.space.modules import Scalar
 from autopeft.space.parameters import Choices, Interval, Parameter, Params
 from autopeft.space.search_space import SearchSpace
 
+if TYPE_CHECKING:  # Optuna takes a second to import, which lists and help need not wait for
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
 _STARTUP_TRIALS = 10
 _CANDIDATES = 48
-_STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "running": TrialState.RUNNING}
+_STATES = {"complete": "COMPLETE", "failed": "FAIL", "running": "RUNNING"}
 
 
 def suggest_tpe(space: SearchSpace, past: Sequence[Observation], seed: int) -> Params:
-    """TPE's proposal after the past; the first ten trials are random and feasible."""
+    """Optuna's tree-structured Parzen estimator, repaired to the budget; the first ten trials are random."""
+    import optuna
+
     finished = sum(observation.state == "complete" for observation in past)
     if finished < _STARTUP_TRIALS:
         return dict(space.sample(np.random.default_rng(seed)).params)
@@ -44,7 +48,7 @@ def suggest_tpe(space: SearchSpace, past: Sequence[Observation], seed: int) -> P
     return space.complete({}, lambda parameter: _suggest(trial, parameter))
 
 
-def _suggest(trial: Trial, parameter: Parameter) -> Scalar:
+def _suggest(trial: "Trial", parameter: Parameter) -> Scalar:
     name, domain = parameter.name, parameter.domain
     if isinstance(domain, Interval):
         return domain.round(trial.suggest_float(name, domain.low, domain.high, log=domain.log))
@@ -55,14 +59,18 @@ def _suggest(trial: Trial, parameter: Parameter) -> Scalar:
     return value
 
 
-def _distribution(parameter: Parameter) -> BaseDistribution:
+def _distribution(parameter: Parameter) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     domain = parameter.domain
     if isinstance(domain, Interval):
         return FloatDistribution(domain.low, domain.high, log=domain.log)
     return IntDistribution(0, len(domain.values) - 1) if domain.ordered else CategoricalDistribution(domain.values)
 
 
-def _frozen(observation: Observation, known: dict[str, Parameter]) -> FrozenTrial:
+def _frozen(observation: Observation, known: dict[str, Parameter]) -> "FrozenTrial":
+    from optuna.trial import TrialState, create_trial
+
     params = {}
     for name, value in observation.params:
         domain = known[name].domain
@@ -72,5 +80,5 @@ def _frozen(observation: Observation, known: dict[str, Parameter]) -> FrozenTria
         params=params,
         distributions={name: _distribution(known[name]) for name in params},
         value=observation.score,
-        state=_STATES[observation.state],
+        state=TrialState[_STATES[observation.state]],
     )

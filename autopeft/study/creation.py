@@ -74,7 +74,8 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 def discard(temporary: Path) -> None:
-    for suffix in ("", *SIDE_FILES):
+    """Remove a temporary database; the file itself last, so that a kill leaves nothing that cannot be found again."""
+    for suffix in (*SIDE_FILES, ""):
         with suppress(OSError):
             temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
 

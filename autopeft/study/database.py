@@ -44,7 +44,7 @@ def check_integrity(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         StudyCorruptError: it found some.
     """
-    answer = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    answer = connection.execute("PRAGMA integrity_check").fetchall()
     if answer != [("ok",)]:
         found = str(answer[0][0]).splitlines()[-1] if answer else "no answer"
         raise StudyCorruptError(f"{path} is damaged: {found}. {REBUILD}")
@@ -129,10 +129,12 @@ def enter_wal(path: Path) -> None:
     """Let others read while the search writes.
 
     Raises:
+        StudyCorruptError: the database is damaged; nothing is written.
         AutopeftError: the file cannot be written.
     """
-    with translated_errors(path):
-        _pragma(path, "journal_mode = WAL", LOCK_SECONDS)
+    with translated_errors(path), closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        check_integrity(connection, path)  # on a read-only connection SQLite leaves out CHECK constraints
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def leave_wal(path: Path) -> None:

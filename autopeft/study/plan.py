@@ -12,9 +12,9 @@ from autopeft.space.budget import ParameterBudget
 from autopeft.space.modules import Scalar
 from autopeft.space.search_space import SearchSpace
 from autopeft.study.identity import Identity
+from autopeft.study.layout import trial_folder
 from autopeft.study.settings import SearchSettings
 
-TRIALS_FOLDER = "trials"
 HELD_OUT = "test"
 """The split that the search never sees."""
 
@@ -52,8 +52,3 @@ class Plan:
         """The job of trial `number`; its seed and folder follow from the number."""
         seed = trial_seed(self.settings.seed, number)
         return TrialJob(number, architecture, training, seed, trial_folder(self.run, number))
-
-
-def trial_folder(run: Path, number: int) -> Path:
-    """Where a trial's weights and result are."""
-    return run / TRIALS_FOLDER / f"{number:04d}"

@@ -1,4 +1,4 @@
-"""From what the user said to a `Plan`: model, data, recipe, space and budget are resolved and checked; nothing is written."""
+"""From what the user said to a `Plan`: model, data, recipe, space and budget, resolved and checked. Nothing is written."""
 
 import hashlib
 import json

@@ -24,6 +24,7 @@ from autopeft.space.parameters import Choices, Params
 from autopeft.space.search_space import SearchSpace
 from autopeft.study.database import DATABASE_FILE
 from autopeft.study.identity import check
+from autopeft.study.layout import LOG_FILE
 from autopeft.study.lock import RunLock
 from autopeft.study.plan import HELD_OUT, Plan
 from autopeft.study.progress import (
@@ -41,8 +42,6 @@ from autopeft.study.reader import read_study
 from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord, TrialStart, best_trial
 from autopeft.study.stopping import GRACE_SECONDS, FailurePolicy, Stop, signals
 from autopeft.study.store import Store
-
-LOG_FILE = "autopeft.log"
 
 _TICK_SECONDS = 0.2
 

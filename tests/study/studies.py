@@ -26,11 +26,12 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "depth": IntDistribution(1, 6),
     "learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
 }
+PARTS = ("space", "model", "data", "metric", "training")
 N_PLANNED = 24
 
 
 def identity(**changes: Any) -> Identity:
-    parts = {name: Part(f"my {name}", f"{name}-hash") for name in ("space", "model", "data", "metric")}
+    parts = {name: Part(f"my {name}", f"{name}-hash") for name in PARTS}
     rest = {"objective": "score", "seed": 0, "budget": "0.5%", "budget_parameters": 500, "trials": N_PLANNED}
     return Identity(**{**parts, **rest, "facts": {"torch": "2.13"}, **changes})
 

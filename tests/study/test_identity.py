@@ -4,14 +4,14 @@ import pytest
 
 from autopeft.errors import StudyCorruptError, StudyMismatchError
 from autopeft.study.identity import Identity, Part, check
-from tests.study.studies import identity
+from tests.study.studies import PARTS, identity
 
 
 def test_the_same_study_has_no_differences():
     assert check(identity(), identity()) == ()
 
 
-@pytest.mark.parametrize("name", ["space", "model", "data", "metric"])
+@pytest.mark.parametrize("name", PARTS)
 def test_another_part_is_named_in_words(name):
     with pytest.raises(StudyMismatchError, match=f"{name}: was my {name}, now yours"):
         check(identity(), identity(**{name: Part("yours", "other-hash")}))

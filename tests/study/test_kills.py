@@ -48,27 +48,52 @@ def uninterrupted(tmp_path_factory) -> list[tuple]:
     return what_counts(run)
 
 
-def test_fifteen_kills_at_random_times_lose_nothing(tmp_path, uninterrupted):
-    rng = random.Random(15)
-    kills, progress = 0, 0
-    while kills < 15:
-        child = FORK.Process(target=search, args=(tmp_path,))
+def kill_until_done(run: Path, rng: random.Random, n_kills: int, longest: float) -> int:
+    """Start a search again and again and kill it at random times; the number of kills before it ended by itself."""
+    progress = 0
+    for kill in range(n_kills):
+        child = FORK.Process(target=search, args=(run,))
         child.start()
-        child.join(rng.uniform(0.0, 0.3))
+        child.join(rng.uniform(0.0, longest))
         if child.exitcode is not None:
             assert child.exitcode == 0
-            break
+            return kill
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        kills += 1
-        check_invariants(tmp_path)
-        assert len(acknowledged(tmp_path)) >= progress
-        progress = len(acknowledged(tmp_path))
-    search(tmp_path)
-    check_invariants(tmp_path)
-    assert what_counts(tmp_path) == uninterrupted
-    assert sorted(acknowledged(tmp_path)) == list(range(N_PLANNED))
-    assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp") and p.name.startswith(".study")]
+        check_invariants(run)
+        assert len(acknowledged(run)) >= progress
+        progress = len(acknowledged(run))
+    return n_kills
+
+
+def check_end(run: Path, uninterrupted: list[tuple]) -> None:
+    search(run)
+    check_invariants(run)
+    assert what_counts(run) == uninterrupted
+    assert sorted(acknowledged(run)) == list(range(N_PLANNED))
+    assert not list(run.glob(".study.db.*"))
+
+
+def test_fifteen_kills_at_random_times_lose_nothing(tmp_path, uninterrupted):
+    rng = random.Random(15)
+    kills = study = 0
+    while kills < 15:
+        study += 1
+        assert study < 15, "the search is over before it can be killed"
+        run = tmp_path / str(study)
+        search(run, 1)  # kills while the study is made have their own tests
+        kills += kill_until_done(run, rng, min(5, 15 - kills), longest=0.5)
+        check_end(run, uninterrupted)
+
+
+@pytest.mark.nightly
+def test_five_hundred_kills_at_random_times_lose_nothing(tmp_path, uninterrupted):
+    rng = random.Random(500)
+    kills = study = 0
+    while kills < 500:
+        study += 1
+        kills += kill_until_done(tmp_path / str(study), rng, min(10, 500 - kills), longest=0.5)
+        check_end(tmp_path / str(study), uninterrupted)
 
 
 POINTS = {
@@ -92,10 +117,7 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path, uninterrupted, point):
 
     assert in_child(killed_search, 3) is None
     check_invariants(tmp_path)
-    search(tmp_path)
-    check_invariants(tmp_path)
-    assert what_counts(tmp_path) == uninterrupted
-    assert sorted(acknowledged(tmp_path)) == list(range(N_PLANNED))
+    check_end(tmp_path, uninterrupted)
 
 
 def test_a_torn_event_is_told_again(tmp_path):
@@ -132,12 +154,28 @@ def test_a_lost_wal_is_noticed_and_rebuilt(tmp_path):
     assert what_counts(tmp_path) == before
 
 
-def test_what_a_killed_creation_leaves_is_removed(tmp_path):
+def test_what_a_killed_creation_leaves_is_removed_even_by_searches_that_are_killed(tmp_path):
     def killed_search() -> None:
         with patch.object(creation.os, "link", kill_oneself):
             search(tmp_path, 1)
 
     assert in_child(killed_search) is None
-    assert [p.name for p in tmp_path.glob(".study.db.*.tmp")]
+    (leftover,) = tmp_path.glob(".study.db.*.tmp")
+    leftover.with_name(leftover.name + "-journal").touch()
+    search(tmp_path, 1)
+    leftover.touch()
+    leftover.with_name(leftover.name + "-journal").touch()
+    unlink = Path.unlink
+
+    def unlink_and_die(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if path.name.startswith(".study.db"):
+            kill_oneself()
+
+    def killed_resumption() -> None:
+        with patch.object(Path, "unlink", unlink_and_die):
+            search(tmp_path, 1)
+
+    assert in_child(killed_resumption) is None
     search(tmp_path, 1)
     assert not [p.name for p in tmp_path.glob(".study.db.*")]
