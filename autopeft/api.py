@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutopeftError
-from autopeft.export import export
 from autopeft.export.spec import AdapterSpec, spec_of
 from autopeft.study.planning import make_plan
 from autopeft.study.progress import Listener, silent
 from autopeft.study.record import TrialRecord
-from autopeft.study.search import SearchOutcome
-from autopeft.study.search import search as run_search
 from autopeft.study.settings import SearchSettings, resolve_settings
+
+if TYPE_CHECKING:
+    from autopeft.study.search import SearchOutcome
 
 BEST_FOLDER = "best"
 """In the run folder: the best trial as `autopeft export` writes it."""
@@ -23,7 +23,7 @@ class SearchResult:
     """What a search has found."""
 
     run: Path
-    outcome: SearchOutcome
+    outcome: "SearchOutcome"
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
@@ -60,6 +60,9 @@ def search(
 def search_with(settings: SearchSettings, listener: Listener = silent) -> SearchResult:
     """`search` with settings that are resolved already."""
     plan = make_plan(settings)
+    from autopeft.export import export
+    from autopeft.study.search import search as run_search
+
     outcome = run_search(plan, listener)
     if outcome.best is not None:
         export(outcome.view, plan.run, plan.run / BEST_FOLDER, force=True)

@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         # The reader is gone (`| head`): nothing more to say, and Python must not complain when it flushes at exit.
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
         return 0
     except Exception as error:
         return _usage_error(error, debug_asked(arguments))

@@ -1,4 +1,4 @@
-"""What ships with the package: lists of spaces, recipes, modules, samplers and targets, one of them whole, and schemas."""
+"""What ships with the package: spaces, recipes, modules, samplers, targets; one of them whole; schemas of formats."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,13 +54,20 @@ def json_schema_of(what: str) -> dict[str, Any]:
     Raises:
         UnknownNameError: no such format.
     """
+    from pydantic import BaseModel
+
     from autopeft.config import json_schema
     from autopeft.engine.recipe import TrialRecipe
     from autopeft.export.spec import AdapterSpec
     from autopeft.space.spec import SpaceSpec
     from autopeft.study.settings import SearchSettings
 
-    formats = {"spec": AdapterSpec, "space": SpaceSpec, "recipe": TrialRecipe, "config": SearchSettings}
+    formats: dict[str, type[BaseModel]] = {
+        "spec": AdapterSpec,
+        "space": SpaceSpec,
+        "recipe": TrialRecipe,
+        "config": SearchSettings,
+    }
     if what not in formats:
         raise UnknownNameError("format", what, tuple(formats))
     return json_schema(formats[what])
@@ -111,11 +118,9 @@ def _module(name: str) -> Report:
     if name not in MODULES:
         raise UnknownNameError("module", name, tuple(MODULES))
     kind = MODULES[name]
-    options = {
-        option: {"default": o.default, "allowed": [*o.choices, *(["a number > 0"] if o.numeric else [])]}
-        for option, o in kind.options.items()
-    }
-    rows = [(n, str(o["default"]), ", ".join(map(str, o["allowed"]))) for n, o in options.items()]
+    allowed = {n: [*o.choices, *(["a number > 0"] if o.numeric else [])] for n, o in kind.options.items()}
+    options = {n: {"default": o.default, "allowed": allowed[n]} for n, o in kind.options.items()}
+    rows = [(n, str(o.default), ", ".join(allowed[n])) for n, o in kind.options.items()]
     lines = [f"{name}: {kind.title} ({kind.source})", f"size {kind.size_symbol}; stands at {', '.join(kind.roles)}"]
     data = {"name": name, "title": kind.title, "source": kind.source, "roles": kind.roles, "options": options}
     return "\n".join([*lines, *([table(("option", "default", "allowed"), rows)] if rows else [])]), data

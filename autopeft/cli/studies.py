@@ -60,7 +60,7 @@ def study_status(run: str | None) -> Report:
         f"{folder}: {states['complete']}/{view.identity.trials} trials complete, {states['failed']} failed, {who}",
         f"trained {duration(sum(seconds))}" + (f", about {duration(left)} left" if left and missing else ""),
     ]
-    return "\n".join(lines + [""] + best_lines(view, folder)), data
+    return "\n".join([*lines, "", *best_lines(view, folder)]), data
 
 
 def show_study(what: Sequence[str], run: str | None) -> Report:

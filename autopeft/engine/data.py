@@ -159,8 +159,8 @@ def _refuse_swallowed(table: Table, columns: Columns) -> None:
         # Counted from the left and from the right: a text may hold separators of its own.
         if pieces[place] in labels or pieces[place - len(table.columns)] in labels:
             raise DataError(
-                f"{table.name}: line {line}: lies inside a quoted field, but looks like a row; is a quote missing or too "
-                "many near it? A quote inside a field is written twice. If it is text, give the rows as JSONL."
+                f"{table.name}: line {line}: lies inside a quoted field, but looks like a row; is a quote missing or "
+                "too many near it? A quote inside a field is written twice. If it is text, give the rows as JSONL."
             )
 
 

@@ -251,8 +251,8 @@ def metric_names(recipe: TrialRecipe, n_outputs: int) -> tuple[str, ...]:
 
 def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
     """The learning rate at `step`, from 1, as a share of its peak: up from 0 in the warm-up, then down to almost 0."""
-    warmup = warmup_fraction * n_steps
-    return step / warmup if step < warmup else (n_steps - step + 1) / (n_steps - warmup + 1)
+    warmup = int(warmup_fraction * n_steps)
+    return step / warmup if step <= warmup else (n_steps - step + 1) / (n_steps - warmup)
 
 
 def decayed_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From what the user said to a `Plan`: model, data, recipe, space and budget, resolved and checked. Nothing is written."""
+"""From settings to a `Plan`: model, data, recipe, space and budget are resolved and checked, and nothing is written."""
 
 import hashlib
 import json
@@ -13,8 +13,7 @@ from autopeft.engine.data import TaskData, load_data
 from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.recipe import TrialRecipe, load_recipe
-from autopeft.engine.training import TransformerBackend
-from autopeft.errors import ConfigError, ModelError, UnknownNameError
+from autopeft.errors import ConfigError, UnknownNameError
 from autopeft.samplers import SAMPLERS
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
@@ -60,6 +59,8 @@ def make_plan(settings: SearchSettings) -> Plan:
     n_trials = settings.trials or recipe.trials
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in _LIBRARIES}
+    from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
+
     identity = Identity(
         space=Part(settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source"}))),
         model=Part(task.model, fingerprint(task.model, task.revision)),
@@ -136,12 +137,9 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
     model = settings.model or recipe.model.name or embedded.model.name
     assert model is not None
     revision = recipe.model.revision if settings.model in (None, recipe.model.name) else None
-    anatomy = load_anatomy(model, revision)
-    if not anatomy.layers:
-        raise ModelError(f"{model}: no transformer layers found to adapt")
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
-    return Task(recipe, model, revision, anatomy, data)
+    return Task(recipe, model, revision, load_anatomy(model, revision), data)
 
 
 def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> SearchSpace:

@@ -14,7 +14,8 @@ from autopeft.engine.recipe import TaskSpec
 from autopeft.errors import EnvironmentProblem
 
 NAMES = ["birchlib", "oaklib", "elmlib", "firlib"]
-WORDS = "counts draws folds keeps maps reads sorts turns leaves roots branches seeds rings bark twigs needles".split()
+WORDS = ["counts", "draws", "folds", "keeps", "maps", "reads", "sorts", "turns"]
+WORDS += ["leaves", "roots", "branches", "seeds", "rings", "bark", "twigs", "needles"]
 
 
 def sentence(number: int) -> str:
@@ -31,7 +32,7 @@ def write_package(folder: Path, name: str, n_files: int = 120, shift: int = 0) -
     (root / "broken.py").write_text("def f(:\n")
     for file in range(n_files):
         functions = [
-            f'def f{i}():\n    """{sentence(shift + 10 * file + i)}\n\n    A second paragraph that nobody wants to see."""\n'
+            f'def f{i}():\n    """{sentence(shift + 10 * file + i)}\n\n    A second paragraph that is no row."""\n'
             for i in range(4)
         ]
         (root / f"m{file}.py").write_text("\n".join(functions))

@@ -69,16 +69,15 @@ def test_a_hub_that_refuses_or_never_answers_is_given_up_in_seconds(monkeypatch)
 
 
 def test_being_offline_for_one_call_leaves_no_trace(monkeypatch):
-    import huggingface_hub.constants
-
     import datasets
+    import huggingface_hub.constants
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     before = (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
     with pytest.raises(DataError):
         load_data(TASK)
-    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == before
+    assert before == (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
 
 
 def test_class_names_scalars_and_named_splits_are_taken(hub):
@@ -91,7 +90,7 @@ def test_class_names_scalars_and_named_splits_are_taken(hub):
 
 
 def test_a_subset_may_stand_behind_the_name(hub):
-    with pytest.raises(DataError, match="which is the validation split: validation_x\\? Name it with task.splits"):
+    with pytest.raises(DataError, match=r"which is the validation split: validation_x\? Name it with task\.splits"):
         load_data(TaskSpec(), "org/name:other")
     assert hub == [("org/name", "other")]
 

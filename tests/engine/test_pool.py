@@ -134,7 +134,7 @@ def test_workers_leave_signals_to_the_supervisor(tmp_path: Path) -> None:
 def test_a_backend_that_does_not_open_raises_its_own_error(tmp_path: Path) -> None:
     with WorkerPool(ToyBackend(broken="no such model"), n_workers=2) as pool:
         pool.submit(job(0, tmp_path))
-        with pytest.raises(ModelError, match="^no such model$") as raised:
+        with pytest.raises(ModelError, match=r"^no such model$") as raised:
             until_finished(pool)
         assert raised.value.exit_code == 2
         with pytest.raises(ModelError):

@@ -83,7 +83,7 @@ def test_a_damaged_result_file_is_recognised(tmp_path: Path, damage: dict[str, o
     write_result(tmp_path, result)
     assert read_result(tmp_path) == result
     (tmp_path / RESULT_FILE).write_text(json.dumps(result.to_json() | damage))
-    with pytest.raises(StudyCorruptError, match="result.json: not a trial's result"):
+    with pytest.raises(StudyCorruptError, match=r"result\.json: not a trial's result"):
         read_result(tmp_path)
 
 
