@@ -57,13 +57,13 @@ def search(
     return search_with(resolve_settings({"budget": budget, **options}, config), listener)
 
 
-def search_with(settings: SearchSettings, listener: Listener = silent) -> SearchResult:
+def search_with(settings: SearchSettings, listener: Listener = silent, *, rebuild: bool = False) -> SearchResult:
     """`search` with settings that are resolved already."""
     plan = make_plan(settings)
     from autopeft.export import export
     from autopeft.study.search import search as run_search
 
-    outcome = run_search(plan, listener)
+    outcome = run_search(plan, listener, rebuild=rebuild)
     if outcome.best is not None:
         export(outcome.view, plan.run, plan.run / BEST_FOLDER, force=True)
     return SearchResult(plan.run, outcome)

@@ -71,6 +71,9 @@ def search(
     keep: Annotated[int | None, typer.Option(help="Of how many of the best trials the weights are kept.")] = None,
     set_: Set = None,
     config: Config = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Make a damaged study anew from its events.jsonl.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -96,7 +99,7 @@ def search(
         "keep": keep,
         "set": tuple(set_ or ()),
     }
-    return run_search(given, config, as_json)
+    return run_search(given, config, as_json, rebuild)
 
 
 @app.command()

@@ -30,12 +30,12 @@ Report = tuple[str, Any]
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
-def run_search(given: Mapping[str, Any], config: str | None, as_json: bool) -> int:
+def run_search(given: Mapping[str, Any], config: str | None, as_json: bool, rebuild: bool) -> int:
     """Search, show progress on stderr and the best configuration on stdout; returns the exit code."""
     settings = resolve_settings(given, config)
     console = Console(stderr=True)
     with LiveView(console) if console.is_terminal else LineView(console) as view:
-        result = search_with(settings, view)
+        result = search_with(settings, view, rebuild=rebuild)
     again = f"autopeft search --config {result.run / 'config.yaml'}"
     if (code := EXIT_CODES.get(result.outcome.reason)) is not None:
         console.print(f"{result.outcome.message}. Go on with: {again}", markup=False, highlight=False, soft_wrap=True)

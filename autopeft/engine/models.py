@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.errors import EnvironmentProblem, ModelError
+from autopeft.errors import AutopeftError, EnvironmentProblem, ModelError
 from autopeft.space.anatomy import Anatomy
 
 if TYPE_CHECKING:
@@ -68,7 +68,13 @@ def load_anatomy(name: str, revision: str | None = None) -> Anatomy:
     """
     from autopeft.hybrid import anatomy_of
 
-    return anatomy_of(load_config(name, revision))
+    config = load_config(name, revision)
+    try:
+        return anatomy_of(config)
+    except AutopeftError:
+        raise
+    except Exception as error:  # numbers that no model can be built with
+        raise ModelError(f"{name}: no model can be made of its {CONFIG}: {_line(error)}") from error
 
 
 def read_config(name: str, folder: Path) -> "PretrainedConfig":
@@ -102,6 +108,8 @@ def load_tokenizer(name: str, folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{name}: no tokeniser that can be read: {_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where the files are missing
+        raise ModelError(f"{name}: no tokeniser: its files are missing, or know no words")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token is None:

@@ -3,7 +3,9 @@
 from autopeft.export.spec import AdapterSpec
 from autopeft.space.layer_map import layer_map
 
-_SPECIAL = str.maketrans({"<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "\r": " ", "[": "&#91;", "]": "&#93;", "`": "'"})
+_SPECIAL = str.maketrans(
+    {"<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "\r": " ", "[": "&#91;", "]": "&#93;", "`": "'"}
+)
 
 
 def model_card(spec: AdapterSpec, is_plain_lora: bool) -> str:

@@ -12,7 +12,7 @@ from autopeft.config import to_yaml
 from autopeft.engine.data import TaskData, load_data
 from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.models import load_anatomy
-from autopeft.engine.recipe import TrialRecipe, load_recipe
+from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError, UnknownNameError
 from autopeft.samplers import SAMPLERS
 from autopeft.space.anatomy import Anatomy
@@ -66,7 +66,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         model=Part(task.model, fingerprint(task.model, task.revision)),
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
-        training=Part(settings.recipe or _default_recipe(settings), _hash(recipe.training.model_dump(mode="json"))),
+        training=Part(_protocol(recipe.training), _hash(recipe.training.model_dump(mode="json"))),
         objective="score",
         seed=settings.seed,
         budget=settings.budget,
@@ -206,11 +206,18 @@ def _context(task: Task) -> dict[str, Any]:
 def _facts(task: Task) -> tuple[tuple[str, str], ...]:
     splits = ", ".join(f"{split} {len(rows):,}" for split, rows in task.data.splits.items())
     classes = f"{len(task.data.label_names)} classes" if task.data.label_names else "regression"
-    training = task.recipe.training
     return (
         ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
         ("data", f"{task.data.name}: {splits} rows, {classes}; maximises {task.recipe.task.metric} on validation"),
-        ("trial", f"at most {training.epochs} epochs, batch {training.batch_size}, {training.max_length} tokens"),
+        ("trial", f"at most {_protocol(task.recipe.training)}"),
+    )
+
+
+def _protocol(training: TrainingSpec) -> str:
+    patience = f", patience {training.patience}" if training.patience else ""
+    return (
+        f"{training.epochs} epochs{patience}, batch {training.batch_size}, {training.max_length} tokens, "
+        f"learning rate {training.learning_rate:g} unless searched"
     )
 
 

@@ -62,8 +62,8 @@ class SearchOutcome:
         return best_trial(self.view.trials)
 
 
-def search(plan: Plan, listener: Listener = silent) -> SearchOutcome:
-    """Run the plan's study to its end, or from where it stopped.
+def search(plan: Plan, listener: Listener = silent, *, rebuild: bool = False) -> SearchOutcome:
+    """Run the plan's study to its end, or from where it stopped; `rebuild` makes a damaged one anew from its events.
 
     Raises:
         StudyError: the run folder is busy, damaged, or holds another study.
@@ -72,6 +72,8 @@ def search(plan: Plan, listener: Listener = silent) -> SearchOutcome:
     """
     optuna.logging.disable_default_handler()
     with RunLock(plan.run), signals() as stop, _log(plan) as log:
+        if rebuild:
+            Store.rebuild(plan.run).close()
         store, warnings = _open_store(plan)
         with store:
             listener(Began(plan, store.trials, warnings))

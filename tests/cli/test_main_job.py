@@ -91,7 +91,8 @@ def test_changed_data_are_refused_with_the_difference(searched):
     place, _ = searched
     other = place(*SEARCH, *QUICK, "--run", "runs/r", "--set", "training.epochs=3")
     assert other.code == 4
-    assert "training: local has another content" in other.err
+    assert "training: was 2 epochs" in other.err
+    assert "now 3 epochs" in other.err
     assert other.out == ""
 
 
