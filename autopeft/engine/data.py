@@ -178,7 +178,9 @@ def _three_splits(found: Mapping[str, Split], name: str, task: TaskSpec, notes: 
     parts = [train.take(part) for part in cut(train.texts, strata, *fractions)]
     if len(train) < LEAST_ROWS or not all(parts) or len(set(parts[0].labels)) == 1:
         rows = "1 row is" if len(train) == 1 else f"{len(train)} rows are"
-        raise DataError(f"{name}: {rows} too few to cut a validation from; at least {LEAST_ROWS}, and 3 of each label.")
+        raise DataError(
+            f"{name}: {rows} too few to cut a validation from; at least {LEAST_ROWS}, and 3 of each label, different texts."
+        )
     if held_out is None:
         splits = dict(zip(SPLITS, parts, strict=True))
         sizes = " / ".join(f"{len(split):,}" for split in splits.values())

@@ -57,6 +57,7 @@ def resolve_settings(
 
     Raises:
         ConfigError: an unknown key or a value that is not allowed, in any of them.
+        UsageError: no budget is given.
     """
     environ = os.environ if environ is None else environ
     options = []
@@ -67,6 +68,8 @@ def resolve_settings(
     options += [
         (f"--{name.replace('_', '-')}", name, value) for name, value in given.items() if value not in (None, ())
     ]
+    if config is None and not any(name == "budget" for _, name, _ in options):
+        raise UsageError("give a budget, such as --budget 0.5% (of the base model's parameters), 500k or 300000")
     return load_options(SearchSettings, options, config)
 
 

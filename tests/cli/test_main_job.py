@@ -38,7 +38,7 @@ def logits(folder: Path, adapter: str, first: str = "import autopeft"):
 
 
 def test_a_search_says_what_it_does_and_ends_with_the_best_in_five_lines(searched):
-    place, done = searched
+    _, done = searched
     assert done.code == 0, done.err
     told = done.err.splitlines()
     assert told[0].startswith("run folder runs/r (new): 4 trials")

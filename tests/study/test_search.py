@@ -89,7 +89,7 @@ def test_killed_at_any_moment_it_goes_on_and_loses_nothing(tmp_path, uninterrupt
             process.wait()
             kills += 1
     end = start(run, 14)
-    output, errors = end.communicate(timeout=120)
+    _, errors = end.communicate(timeout=120)
     assert end.returncode == 0, errors
     assert kills >= 2
     assert essence(check_invariants(run, 14)) == essence(uninterrupted)
