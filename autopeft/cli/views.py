@@ -69,7 +69,7 @@ class Progress:
             return None
         mean = sum(seconds) / len(seconds)
         missing = max(0, self.plan.n_trials - len(self.complete))
-        workers = self.plan.settings.workers
+        workers = self.plan.n_workers
         under_way = sum(min(mean, self.clock() - began) for began in self.began.values())
         left = max(0.0, missing * mean - under_way) / workers
         if self.plan.seconds is not None:
@@ -86,7 +86,8 @@ def opening(event: Began) -> list[str]:
     plan, progress = event.plan, Progress()
     progress.take(event)
     state = f"resumed with {len(progress.complete)} complete" if event.is_resumed else "new"
-    left = f", about {progress.eta} left" if progress.seconds_left is not None else ""
+    known = progress.seconds_left is not None
+    left = f", about {progress.eta} left" if known else ", time left after the first trial"
     limit = f", at most {plan.settings.time}" if plan.settings.time else ""
     anatomy = plan.space.anatomy
     lines = [f"run folder {plan.run} ({state}): {plan.n_trials} trials{limit}{left}"]

@@ -146,12 +146,17 @@ class SharedClassifier:
     def _check_count(self, adapted: PeftModel, architecture: Architecture) -> None:
         counted = self.count(architecture)
         sizes = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
-        head = sum(n for name, n in sizes.items() if ".modules_to_save." in name)
+        head = sum(n for name, n in sizes.items() if is_of_head(name))
         if (sum(sizes.values()) - head, head) != (counted.trained, counted.head):
             raise AutopeftError(
                 f"internal error: architecture {architecture.id} was counted as {counted.trained:,} adapter and "
                 f"{counted.head:,} head parameters, but {sum(sizes.values()) - head:,} and {head:,} were built"
             )
+
+
+def is_of_head(parameter: str) -> bool:
+    """Whether an adapted model's parameter of this name belongs to the head that the trial trains."""
+    return ".modules_to_save." in parameter
 
 
 def let_adapters_drop(adapted: PeftModel) -> None:

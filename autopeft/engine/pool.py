@@ -5,23 +5,17 @@ spawned, never forked (CUDA and threads do not survive a fork), one job each at 
 """
 
 import logging
-import multiprocessing
 import os
 import pickle
-import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
-from pathlib import Path
 from types import TracebackType
 
-from autopeft.engine.trial import Backend, Cause, EpochRecord, Evaluation, TrialJob, TrialResult
-from autopeft.engine.worker import (
+from autopeft.engine.messages import (
     CannotGoOn,
     EpochDone,
     Evaluate,
@@ -31,8 +25,9 @@ from autopeft.engine.worker import (
     Order,
     Train,
     TrialDone,
-    serve,
 )
+from autopeft.engine.process import WorkerProcess, end_all, log_file
+from autopeft.engine.trial import Backend, Cause, EpochRecord, Evaluation, TrialJob, TrialResult
 from autopeft.errors import AutopeftError, EnvironmentProblem
 from autopeft.space.modules import Scalar
 
@@ -67,23 +62,6 @@ MAX_IDLE_DEATHS = 3
 """Workers that may die between trials, one after another, before the pool gives up."""
 
 
-@dataclass(eq=False)
-class _Worker:
-    index: int
-    process: SpawnProcess
-    pipe: Connection
-    order: Order | None = None
-    opened: bool = False
-    since: float = 0.0
-    """Monotonic time at which the order could begin."""
-    records: list[EpochRecord] = field(default_factory=list)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-
-
 class WorkerPool:
     """Runs trials in `n_workers` processes of their own; use as a context manager.
 
@@ -106,16 +84,16 @@ class WorkerPool:
         self._timeout = trial_timeout
         self._log = log or logging.getLogger(__name__)
         self._n_workers = n_workers
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._events: deque[PoolEvent] = deque()
-        self._evaluations: dict[_Worker, Evaluation | AutopeftError] = {}
+        self._evaluations: dict[WorkerProcess, Evaluation | AutopeftError] = {}
         self._fatal: AutopeftError | None = None
         self._idle_deaths = 0
 
     def __enter__(self) -> "WorkerPool":
         # multiprocessing joins its children when the interpreter ends; without this a pool that was never left would
         # wait there for workers that ignore SIGTERM.
-        Finalize(self, _end_all, args=(self._workers,), exitpriority=10)
+        Finalize(self, end_all, args=(self._workers,), exitpriority=10)
         for index in range(self._n_workers):
             self._workers.append(self._spawn(index))
         return self
@@ -186,7 +164,7 @@ class WorkerPool:
             while self._fatal is None and self.running and (left := end - time.monotonic()) > 0:
                 self._pump(left)
         finally:
-            _end_all(self._workers)
+            end_all(self._workers)
         return self._drain()
 
     def _drain(self) -> list[PoolEvent]:
@@ -194,67 +172,40 @@ class WorkerPool:
         self._events.clear()
         return events
 
-    def _spawn(self, index: int) -> _Worker:
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        child = multiprocessing.get_context("spawn").Process(
-            target=serve,
-            args=(theirs, index, self._threads, _log_file(self._log)),
-            name=f"autopeft-worker-{index}",
-            daemon=True,
-        )
-        child.start()
-        theirs.close()
-        worker = _Worker(index, child, ours, since=time.monotonic())
-        try:
-            ours.send_bytes(self._backend)
-        except OSError:
-            self._log.info("worker %d ended before it began", index)
-        return worker
+    def _spawn(self, index: int) -> WorkerProcess:
+        return WorkerProcess(index, self._backend, self._threads, log_file(self._log))
 
-    def _give(self, worker: _Worker, order: Order) -> _Worker:
+    def _give(self, worker: WorkerProcess, order: Order) -> WorkerProcess:
         """The worker that has the order now: another one where `worker` has died since it was free."""
-        worker.order, worker.since, worker.records = order, time.monotonic(), []
-        try:
-            worker.pipe.send(order)
-        except OSError:
-            return self._give(self._replace(worker), order)
+        while not worker.give(order):
+            worker = self._replace(worker)
         return worker
 
     def _pump(self, timeout: float | None) -> None:
         """Wait for at most `timeout` seconds until something happens, and take in what did."""
-        sources: dict[object, _Worker] = {}
+        sources: dict[object, WorkerProcess] = {}
         for worker in self._workers:
             sources |= {worker.pipe: worker, worker.process.sentinel: worker}
-        deadlines = [
-            worker.since + self._timeout for worker in self._workers if self._timeout and self._in_work(worker)
-        ]
+        deadlines = [worker.since + self._timeout for worker in self._workers if self._timeout and worker.in_work]
         waits = [timeout] if timeout is not None else []
         waits += [max(0.0, min(deadlines) - time.monotonic())] if deadlines else []
         happened = connection.wait(list(sources), min(waits) if waits else None)  # type: ignore[arg-type]
         for worker in dict.fromkeys(sources[source] for source in happened):
             self._take_in(worker)
         for worker in list(self._workers):
-            if self._timeout and self._in_work(worker) and time.monotonic() >= worker.since + self._timeout:
+            if self._timeout and worker.in_work and time.monotonic() >= worker.since + self._timeout:
                 worker.process.kill()
                 worker.process.join()
                 self._take_in(worker, late=True)
 
-    def _in_work(self, worker: _Worker) -> bool:
-        return worker.opened and worker.order is not None
-
-    def _take_in(self, worker: _Worker, late: bool = False) -> None:
-        # The process is looked at before the pipe: what it sent before it died still counts.
-        dead = not worker.process.is_alive()
-        try:
-            while worker.pipe.poll():
-                self._handle(worker, worker.pipe.recv())
-        except (EOFError, OSError, pickle.UnpicklingError):
-            worker.process.join(timeout=5)
-            dead = True
+    def _take_in(self, worker: WorkerProcess, late: bool = False) -> None:
+        dead = worker.is_dead  # asked before its messages are read: what it sent before it died still counts
+        for message in worker.messages():
+            self._handle(worker, message)
         if dead and worker in self._workers:
             self._bury(worker, late)
 
-    def _handle(self, worker: _Worker, message: Message) -> None:
+    def _handle(self, worker: WorkerProcess, message: Message) -> None:
         match message:
             case Opened(seconds, facts):
                 worker.opened, worker.since = True, time.monotonic()
@@ -279,18 +230,18 @@ class WorkerPool:
                 if trace is not None:
                     self._log.debug("%s\n%s", outcome, trace)
 
-    def _bury(self, worker: _Worker, late: bool) -> None:
+    def _bury(self, worker: WorkerProcess, late: bool) -> None:
         """Account for a dead worker's order and put a new worker in its place."""
-        how = f"took longer than {self._timeout:g} s" if late else _death(worker.process.exitcode)
+        how = f"took longer than {self._timeout:g} s" if late else worker.death
         match worker.order:
-            case Train(job):
+            case Train(job) if worker.opened:
                 error = f"the trial {how} and was stopped" if late else f"the worker {how}"
                 seconds = time.monotonic() - worker.since
                 epochs = tuple(worker.records)
                 cause: Cause = "timeout" if late else "killed"
                 result = TrialResult.failed(job.number, cause, error, seconds=seconds, epochs=epochs)
                 self._events.append(Finished(result))
-            case Evaluate(job, split):
+            case Evaluate(job, split) if worker.opened:
                 error = f"the evaluation of trial {job.number} on {split}: the worker {how}"
                 self._evaluations[worker] = AutopeftError(error)
             case None:
@@ -307,7 +258,7 @@ class WorkerPool:
         else:
             self._workers.remove(worker)
 
-    def _replace(self, worker: _Worker) -> _Worker:
+    def _replace(self, worker: WorkerProcess) -> WorkerProcess:
         worker.end()
         successor = self._spawn(worker.index)
         self._workers[self._workers.index(worker)] = successor
@@ -321,31 +272,3 @@ class WorkerPool:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _end_all(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.process.kill()
-    for worker in workers:
-        worker.end()
-    workers.clear()
-
-
-def _death(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
-        return f"ended with exit code {exit_code}"
-    try:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"was killed by signal {-exit_code}"
-
-
-def _log_file(log: logging.Logger) -> Path | None:
-    """The file that `log` writes to, also through its parents."""
-    return next((Path(h.baseFilename) for h in _handlers(log) if isinstance(h, logging.FileHandler)), None)
-
-
-def _handlers(log: logging.Logger | None) -> Iterable[logging.Handler]:
-    while log is not None:
-        yield from log.handlers
-        log = log.parent if log.propagate else None

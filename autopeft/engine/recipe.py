@@ -100,6 +100,8 @@ class TrainingSpec(Frozen):
     """Examples at a time where no gradient is needed; has no influence on results."""
     learning_rate: float = Field(default=1e-3, gt=0, le=10)
     """Peak learning rate, reached after `warmup_fraction` of the steps; falls to 0 linearly from there."""
+    head_learning_rate: float | None = Field(default=None, gt=0, le=10)
+    """Peak learning rate of the task head, which starts from random weights; left out: the same as `learning_rate`."""
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
     """Share of all steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)

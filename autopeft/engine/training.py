@@ -8,7 +8,7 @@ from the trial's seed: on a CPU the same job gives the same numbers in every pro
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from autopeft.engine.classifier import (
     SharedClassifier,
     choose_device,
     choose_dtype,
+    is_of_head,
     let_adapters_drop,
     save_adapter,
 )
@@ -156,7 +157,7 @@ class TransformerTrainer:
     ) -> tuple[EpochRecord, list[EpochRecord]]:
         """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all."""
         trained = [p for p in adapted.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(decayed_groups(trained, spec.weight_decay), lr=spec.learning_rate, fused=True)
+        optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
         steps_per_epoch = math.ceil(len(split) / spec.batch_size)
         step, records, kept = 0, list[EpochRecord](), list[Tensor]()
@@ -166,9 +167,9 @@ class TransformerTrainer:
             total = torch.zeros((), device=self._base.device)
             for batch in training_batches(split, spec.batch_size, seed, epoch):
                 step += 1
-                rate = spec.learning_rate * rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
+                share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = share * group["peak"]
                 loss = self._loss(self._forward(adapted, batch), batch.labels)
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
@@ -255,13 +256,15 @@ def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
     return step / warmup if step <= warmup else (n_steps - step + 1) / (n_steps - warmup)
 
 
-def decayed_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: vectors (biases, norms, gates) do not decay."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in parameters:
-        groups[parameter.dim() >= 2].append(parameter)
-    decay = {True: weight_decay, False: 0.0}
-    return [{"params": group, "weight_decay": decay[wide]} for wide, group in groups.items() if group]
+def parameter_groups(adapted: nn.Module, spec: TrainingSpec) -> list[dict[str, Any]]:
+    """What trains, in groups for AdamW, each with its `peak` learning rate; vectors (biases, norms) do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            peak = (spec.head_learning_rate if is_of_head(name) else None) or spec.learning_rate
+            decay = spec.weight_decay if parameter.dim() >= 2 else 0.0
+            groups.setdefault((peak, decay), []).append(parameter)
+    return [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in groups.items()]
 
 
 def refuse_not_finite(loss: Tensor, step: int) -> None:

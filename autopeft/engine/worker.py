@@ -14,19 +14,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from autopeft.engine.messages import CannotGoOn, EpochDone, Evaluate, EvaluationDone, Message, Opened, Order, TrialDone
 from autopeft.engine.trial import (
     RESULT_FILE,
     Backend,
     Cause,
     EpochRecord,
-    Evaluation,
     NotFiniteError,
     Trainer,
     TrialJob,
@@ -34,56 +33,6 @@ from autopeft.engine.trial import (
     write_result,
 )
 from autopeft.errors import AutopeftError, EnvironmentProblem
-from autopeft.space.modules import Scalar
-
-
-@dataclass(frozen=True)
-class Opened:
-    seconds: float
-    facts: Mapping[str, Scalar]
-
-
-@dataclass(frozen=True)
-class CannotGoOn:
-    """The backend does not open, or the environment fails: nothing that another trial could do better."""
-
-    error: AutopeftError
-    trace: str
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    number: int
-    record: EpochRecord
-
-
-@dataclass(frozen=True)
-class TrialDone:
-    result: TrialResult
-    trace: str | None
-    usable: bool
-    """Whether the process may run another trial: not after it ran out of memory or lost its device."""
-
-
-@dataclass(frozen=True)
-class EvaluationDone:
-    outcome: Evaluation | AutopeftError
-    trace: str | None
-
-
-@dataclass(frozen=True)
-class Train:
-    job: TrialJob
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    job: TrialJob
-    split: str
-
-
-Message = Opened | CannotGoOn | EpochDone | TrialDone | EvaluationDone
-Order = Train | Evaluate
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 

@@ -35,6 +35,7 @@ class Plan:
     seconds: float | None
     """Training in all, over all workers; None: no limit."""
     trial_timeout: float | None
+    n_workers: int = 1
     files: tuple[tuple[str, str], ...] = ()
     """Name and text of what is written into a new run folder: the resolved configuration."""
     context: Mapping[str, Any] = field(default_factory=dict)

@@ -8,10 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autopeft.config import to_yaml
 from autopeft.engine.data import TaskData, load_data
 from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.models import load_anatomy
+from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError, UnknownNameError
 from autopeft.samplers import SAMPLERS
@@ -25,6 +28,9 @@ from autopeft.study.settings import SearchSettings, parse_duration
 
 RUNS = Path("runs")
 DEMO_RECIPE, LOCAL_RECIPE = "demo", "local"
+MOST_WORKERS = 4
+WORKER_BYTES = 1 << 30
+"""What a worker takes besides its model: libraries, data, activations."""
 _SPACE_OPTION = "space."
 _LIBRARIES = ("autopeft", "torch", "transformers", "peft", "optuna")
 
@@ -90,6 +96,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         n_trials=n_trials,
         seconds=seconds,
         trial_timeout=timeout,
+        n_workers=settings.workers or default_workers(task.anatomy.n_parameters),
         files=(
             ("recipe.yaml", to_yaml(recipe)),
             ("space.yaml", to_yaml(spec)),
@@ -152,6 +159,21 @@ def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> Se
     if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
         raise space.infeasible()
     return space
+
+
+def default_workers(n_parameters: int) -> int:
+    """One worker a GPU; else up to four that share the cores, as far as memory goes.
+
+    Processes with few threads each use a CPU better than one with many: threads of one trial wait for one another,
+    trials do not.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    per_worker = 4 * 3 * n_parameters + WORKER_BYTES
+    fitting = psutil.virtual_memory().available // 2 // per_worker
+    return max(1, min(MOST_WORKERS, available_cores(), fitting))
 
 
 def _default_recipe(settings: SearchSettings) -> str:

@@ -99,7 +99,7 @@ class _Session:
         if not self._wants_more(0):
             return self._end(None)
         with WorkerPool(
-            self.plan.backend, self.plan.settings.workers, trial_timeout=self.plan.trial_timeout, log=self.log
+            self.plan.backend, self.plan.n_workers, trial_timeout=self.plan.trial_timeout, log=self.log
         ) as pool:
             self._loop(pool)
             if self.stop.now:
@@ -110,7 +110,9 @@ class _Session:
     def _loop(self, pool: WorkerPool) -> None:
         is_told = False
         while not self.stop.now:
-            while pool.n_free and self.stop.signal is None and self._wants_more(len(pool.running)):
+            while (
+                pool.n_free and self.stop.signal is None and self._wants_more(len(pool.running)) and self._is_settled()
+            ):
                 if (trial := self._next_trial()) is None:
                     break
                 self.listener(TrialBegan(trial))
@@ -130,19 +132,20 @@ class _Session:
 
     def _is_out_of_time(self) -> bool:
         spent = sum(trial.result.seconds for trial in self.store.trials if trial.result)
-        return self.plan.seconds is not None and spent / self.plan.settings.workers >= self.plan.seconds
+        return self.plan.seconds is not None and spent / self.plan.n_workers >= self.plan.seconds
 
     def _next_trial(self) -> TrialRecord | None:
         """One that was cut off, the repetition of one whose worker was killed, or the sampler's proposal."""
         if self.cut_off:
             return self.cut_off.popleft()
         repeated = {trial.retry_of for trial in self.store.trials}
-        for trial in self.store.trials:
+        for trial in self.store.trials[: max(0, self._n_settled())]:
             killed = trial.result is not None and trial.result.cause == "killed"
             if killed and trial.retry_of is None and trial.number not in repeated:
                 start = TrialStart(trial.architecture, trial.stored, trial.training, retry_of=trial.number)
                 return self._begin(trial.params, start)
-        past = [_observation(trial) for trial in self.store.trials]
+        settled = self._n_settled()
+        past = [_observation(trial, trial.number < settled) for trial in self.store.trials]
         try:
             seed = trial_seed(self.plan.settings.seed, len(past))
             candidate = propose(self.plan.sampler, self.plan.space, past, seed)
@@ -151,6 +154,20 @@ class _Session:
             return None
         start = TrialStart(candidate.architecture, candidate.stored, candidate.training)
         return self._begin(dict(candidate.params), start)
+
+    def _n_settled(self) -> int:
+        """Trials, from the first, whose outcome the next proposal may know.
+
+        The last `n_workers - 1` count as running even if they have ended: so a proposal depends on outcomes alone and
+        never on which of the workers was faster, and a study is the same however often it is killed.
+        """
+        return len(self.store.trials) - self.plan.n_workers + 1
+
+    def _is_settled(self) -> bool:
+        """Whether the next trial may begin: all that its proposal may know has ended."""
+        if self.cut_off:
+            return True
+        return all(trial.state != "running" for trial in self.store.trials[: max(0, self._n_settled())])
 
     def _begin(self, params: Params, start: TrialStart) -> TrialRecord:
         number = self.store.begin(params, {name: self.distributions[name] for name in params}, start)
@@ -231,8 +248,9 @@ def stored_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     }
 
 
-def _observation(trial: TrialRecord) -> Observation:
-    return Observation(tuple(trial.params.items()), trial.architecture.id, trial.state, trial.score)
+def _observation(trial: TrialRecord, is_settled: bool) -> Observation:
+    state, score = (trial.state, trial.score) if is_settled else ("running", None)
+    return Observation(tuple(trial.params.items()), trial.architecture.id, state, score)
 
 
 def _to_json(number: int, evaluation: Evaluation) -> dict[str, object]:

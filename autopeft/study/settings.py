@@ -35,8 +35,8 @@ class SearchSettings(Frozen):
     """Of the study; each trial's own seed follows from it and the trial's number."""
     run: str | None = None
     """The run folder; by default runs/ and a name made of data, model, space, budget and seed."""
-    workers: int = Field(default=1, ge=1, le=256)
-    """Trials at a time, one process each."""
+    workers: int | None = Field(default=None, ge=1, le=256)
+    """Trials at a time, one process each: one a GPU, else up to four that share the cores. Proposals depend on it."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
     keep: int = Field(default=10, ge=1)

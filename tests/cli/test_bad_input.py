@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.conftest import write_rows
+from tests.conftest import write_rows
 
 ROWS = [{"text": f"the film was {word}", "label": label} for word, label in (("fine", "good"), ("grim", "bad"))] * 20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autopeft.space.architecture import Architecture
-from tests.cli.conftest import QUICK, ROOT, SEARCH
+from tests.conftest import QUICK, ROOT, SEARCH
 
 LOADS = """
 import json, sys, torch

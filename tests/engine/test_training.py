@@ -13,7 +13,7 @@ from torch import nn
 
 from autopeft.engine.classifier import ADAPTER_FILES, SharedClassifier
 from autopeft.engine.pool import Finished, WorkerPool
-from autopeft.engine.training import TransformerTrainer, rate_at, training_of
+from autopeft.engine.training import TransformerTrainer, parameter_groups, rate_at, training_of
 from autopeft.engine.trial import EpochRecord, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import TrialDone, run_trial
 from autopeft.errors import ConfigError, ModelError
@@ -221,6 +221,19 @@ def test_only_adapters_drop_in_training(trainer: TransformerTrainer, tmp_path: P
     assert (
         without.epochs[0].train_loss != run(trainer, job(tmp_path, epochs=1, dropout=0.5)).result.epochs[0].train_loss
     )
+
+
+def test_the_head_may_learn_faster_than_the_adapters(trainer: TransformerTrainer) -> None:
+    with shared(trainer).adapted(HYBRID, dropout=0.0, seed=0) as adapted:
+        spec = recipe(head_learning_rate=0.5, weight_decay=0.1).training
+        groups = parameter_groups(adapted, spec)
+        names = {id(parameter): name for name, parameter in adapted.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["peak"] == (0.5 if "classifier" in name else 1e-2), name
+            assert group["weight_decay"] == (0.1 if parameter.dim() >= 2 else 0.0), name
+    assert sum(p.numel() for group in groups for p in group["params"]) == 66 + shared(trainer).count(HYBRID).trained
 
 
 @pytest.mark.parametrize("damage", ["missing file", "missing key", "surplus key", "other shape"])

@@ -170,9 +170,13 @@ def test_a_second_search_in_the_same_folder_is_told_who_is_there(tmp_path):
         search(toy_plan(tmp_path / "run", 2))
 
 
-def test_two_workers_train_exactly_the_total(tmp_path):
-    search(toy_plan(tmp_path / "run", 9, workers=2))
-    check_invariants(tmp_path / "run", 9)
+def test_several_workers_train_exactly_the_total_and_the_same_trials_every_time(tmp_path):
+    for run in ("one", "two"):
+        search(toy_plan(tmp_path / run, 16, ToyBackend(seconds_per_epoch=0.01), workers=3))
+    search(toy_plan(tmp_path / "pieces", 7, workers=3))
+    search(toy_plan(tmp_path / "pieces", 16, workers=3))
+    studies = [essence(check_invariants(tmp_path / run, 16)) for run in ("one", "two", "pieces")]
+    assert studies[0] == studies[1] == studies[2]
 
 
 @pytest.mark.parametrize(("sent", "reason"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")])

@@ -54,6 +54,7 @@ def toy_plan(
         n_trials=n_trials,
         seconds=None,
         trial_timeout=None,
+        n_workers=settings.workers or 1,
     )
 
 

@@ -1,0 +1,57 @@
+"""What supervisor and worker say to each other over their pipe: orders one way, messages the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
+from autopeft.errors import AutopeftError
+from autopeft.space.modules import Scalar
+
+
+@dataclass(frozen=True)
+class Opened:
+    seconds: float
+    facts: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class CannotGoOn:
+    """The backend does not open, or the environment fails: nothing that another trial could do better."""
+
+    error: AutopeftError
+    trace: str
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    number: int
+    record: EpochRecord
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    result: TrialResult
+    trace: str | None
+    usable: bool
+    """Whether the process may run another trial: not after it ran out of memory or lost its device."""
+
+
+@dataclass(frozen=True)
+class EvaluationDone:
+    outcome: Evaluation | AutopeftError
+    trace: str | None
+
+
+@dataclass(frozen=True)
+class Train:
+    job: TrialJob
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    job: TrialJob
+    split: str
+
+
+Message = Opened | CannotGoOn | EpochDone | TrialDone | EvaluationDone
+Order = Train | Evaluate

@@ -1,0 +1,106 @@
+"""One worker's process as the supervisor holds it: started, given orders, listened to, ended."""
+
+import logging
+import multiprocessing
+import pickle
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from autopeft.engine.messages import Message, Order
+from autopeft.engine.trial import EpochRecord
+from autopeft.engine.worker import serve
+
+_SECONDS_TO_DIE = 5.0
+"""Between the end of a process' pipe and its own."""
+
+
+class WorkerProcess:
+    """A spawned process and what it is doing."""
+
+    def __init__(self, index: int, backend: bytes, threads: int, log_file: Path | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self.index = index
+        self.pipe: Connection = ours
+        self.process: SpawnProcess = context.Process(
+            target=serve, args=(theirs, index, threads, log_file), name=f"autopeft-worker-{index}", daemon=True
+        )
+        self.opened = False
+        """Whether its backend is open."""
+        self.order: Order | None = None
+        self.since = time.monotonic()
+        """When the order could begin, on the monotonic clock."""
+        self.records: list[EpochRecord] = []
+        """Of the trial in work."""
+        self.process.start()
+        theirs.close()
+        try:
+            ours.send_bytes(backend)
+        except OSError:  # it has died already, which its sentinel tells
+            return
+
+    @property
+    def in_work(self) -> bool:
+        return self.opened and self.order is not None
+
+    def give(self, order: Order) -> bool:
+        """Whether the order could be sent; not where the process has died."""
+        self.order, self.since, self.records = order, time.monotonic(), []
+        try:
+            self.pipe.send(order)
+        except OSError:
+            return False
+        return True
+
+    def messages(self) -> Iterator[Message]:
+        """What it has sent and was not yet read; the last ones before its death too."""
+        try:
+            while self.pipe.poll():
+                yield self.pipe.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):  # a message cut short by the death of its sender
+            self.process.join(_SECONDS_TO_DIE)
+
+    @property
+    def is_dead(self) -> bool:
+        return not self.process.is_alive()
+
+    @property
+    def death(self) -> str:
+        """How it ended: `was killed by SIGKILL`, `ended with exit code 3`."""
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone; it ignores anything milder."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def end_all(workers: list[WorkerProcess]) -> None:
+    """End all of them together and empty the list."""
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.end()
+    workers.clear()
+
+
+def log_file(log: logging.Logger) -> Path | None:
+    """The file that `log` writes to, also through its parents."""
+    return next((Path(h.baseFilename) for h in _handlers(log) if isinstance(h, logging.FileHandler)), None)
+
+
+def _handlers(log: logging.Logger | None) -> Iterable[logging.Handler]:
+    while log is not None:
+        yield from log.handlers
+        log = log.parent if log.propagate else None
