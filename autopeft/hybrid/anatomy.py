@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, PretrainedConfig
 
 from autopeft.errors import ModelError
-from autopeft.hybrid.sites import find_sites
+from autopeft.hybrid.sites import Sites, find_sites
 from autopeft.space.anatomy import Anatomy
 
 
@@ -28,7 +28,7 @@ def read_anatomy(model: Any) -> Anatomy:
     if not isinstance(config, PretrainedConfig):
         raise ModelError(f"{type(model).__name__}: not a transformers model (it has no config)")
     sites = find_sites(model)
-    return Anatomy(sites.model_type, _n_parameters(*_key(config)), sites.stacks)
+    return Anatomy(sites.model_type, _n_parameters(*_key(config)), sites.stacks, notes_of(sites))
 
 
 def anatomy_of(config: PretrainedConfig) -> Anatomy:
@@ -38,7 +38,23 @@ def anatomy_of(config: PretrainedConfig) -> Anatomy:
         ModelError: `AutoModel` cannot make a model of it, or no transformer layers are recognised.
     """
     model = _without_weights(*_key(config))
-    return Anatomy(str(config.model_type), sum(p.numel() for p in model.parameters()), find_sites(model).stacks)
+    sites = find_sites(model)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    return Anatomy(str(config.model_type), n_parameters, sites.stacks, notes_of(sites))
+
+
+def notes_of(sites: Sites) -> tuple[str, ...]:
+    """What adapters cannot do on this model, and what they share."""
+    notes = []
+    for stack in sites.stacks:
+        first, where = stack.layers[0], f"{sites.model_type}, {stack.name}"
+        if first.repeats > 1:
+            notes.append(f"{where}: it runs {first.repeats} times through each layer; the passes share its adapters")
+        if not any(layer.site("ffn.in") or layer.site("ffn.out") for layer in stack.layers):
+            notes.append(f"{where}: no linear maps of the FFN are found (fused experts); adapters go to attention only")
+        if not all(layer.prefix for layer in stack.layers):
+            notes.append(f"{where}: a prefix would have no effect on its attention; left out")
+    return tuple(notes)
 
 
 def _key(config: PretrainedConfig) -> tuple[Any, str]:

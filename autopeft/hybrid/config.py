@@ -27,6 +27,8 @@ class HybridConfig(PeftConfig):
     """Probability with which inputs of LoRA and bottleneck adapters are dropped in training, 0 <= dropout < 1."""
     base_fingerprint: str | None = None
     """`Anatomy.fingerprint` of the model it was made for; where it is given, other models are refused."""
+    is_stored: bool = False
+    """Set in saved configs: parts that only help training (the MLP of a prefix) are not there any more."""
     modules_to_save: list[str] | None = None
     """Modules that train and are saved whole, like the task head (with a task type PEFT adds it)."""
     target_modules: list[str] | str | None = None
@@ -61,6 +63,14 @@ class HybridConfig(PeftConfig):
         if isinstance(given, Mapping) and not given:
             raise ConfigError(["architecture: is missing; for the task head alone give Architecture()"])
         return Architecture.from_json(given)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As in PEFT; what is saved `is_stored`."""
+        was, self.is_stored = self.is_stored, True
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.is_stored = was
 
     def parsed_architecture(self) -> Architecture:
         """The architecture as a value."""

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -59,6 +59,10 @@ class LayerSites:
     norms: tuple[str, ...]
     """Norms that have a bias, in the order of `Layer.norm_biases`."""
     layer: Layer
+    weighted_norms: tuple[str, ...] = ()
+    """Norms that have a weight, in the order of `Layer.norm_weights`."""
+    owner: str | None = None
+    """The module that runs the stack, where prompts can enter there and this is its first layer."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ def find_sites(model: nn.Module) -> Sites:
     size: dict[str, int] = {}
     for list_name, module_list in _stacks(model):
         found = [_layer_sites(f"{list_name}.{i}", _inside(layer), config) for i, layer in enumerate(module_list)]
+        found = [_repeated(sites, config) for sites in found]
+        found[0] = _with_prompts(found[0], model, list_name)
         stack = _stack_name(list_name, model, module_list, found[0], config)
         n_parameters = sum(p.numel() for p in module_list.parameters())
         if n_parameters <= size.get(stack, 0):
@@ -120,6 +126,51 @@ def find_sites(model: nn.Module) -> Sites:
     if not any(sites.linears for sites in layers.values()):
         raise ModelError(f"{model_type}: no stack of transformer layers found in {type(model).__name__}")
     return Sites(model_type, layers)
+
+
+def takes_prompts(owner: nn.Module) -> str | None:
+    """Which kind of input the owner of a stack takes: `states`, `ids`, or None where prompts cannot enter."""
+    names = list(inspect.signature(owner.forward).parameters)
+    if {"input_ids", "inputs_embeds", "attention_mask"} <= set(names):
+        return "ids"
+    if names[:1] in (["hidden_states"], ["inputs_embeds"]) and "attention_mask" in names:
+        return "states"
+    return None
+
+
+def _repeated(sites: LayerSites, config: Any) -> LayerSites:
+    """Models with layer groups (ALBERT) go through one layer many times."""
+    groups = getattr(config, "num_hidden_groups", None)
+    repeats = config.num_hidden_layers // groups if isinstance(groups, int) and groups else 1
+    return replace(sites, layer=replace(sites.layer, repeats=repeats))
+
+
+def _with_prompts(first: LayerSites, model: nn.Module, list_name: str) -> LayerSites:
+    """The first layer of a stack, with its owner if prompts can enter there: the outermost module that takes hidden
+    states, else the innermost that takes token ids."""
+    parts = list_name.split(".")[:-1]
+    names = [".".join(parts[:n]) for n in range(len(parts) + 1)]  # from the outermost
+    takes = {name: takes_prompts(model.get_submodule(name)) for name in names if _has_forward(model, name)}
+    of_states = [name for name in names if takes.get(name) == "states"]
+    of_ids = [name for name in names if takes.get(name) == "ids"]
+    is_second = getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder" in list_name
+    if is_second or not (of_states or of_ids):
+        return first
+    name = of_states[0] if of_states else of_ids[-1]
+    return replace(
+        first, owner=name, layer=replace(first.layer, embeddings=_entry_width(model.get_submodule(name), first))
+    )
+
+
+def _has_forward(model: nn.Module, name: str) -> bool:
+    return not isinstance(model.get_submodule(name), nn.ModuleList | nn.ModuleDict)
+
+
+def _entry_width(owner: Any, first: LayerSites) -> int:
+    if takes_prompts(owner) == "ids":
+        return int(owner.get_input_embeddings().embedding_dim)
+    entry = getattr(owner, "embedding_hidden_mapping_in", None)  # ALBERT widens its embeddings here
+    return int(entry.in_features) if entry is not None else first.layer.hidden
 
 
 def _inside(module: nn.Module) -> nn.Module:
@@ -177,11 +228,9 @@ def _layer_sites(layer_name: str, layer: nn.Module, config: Any) -> LayerSites:
     modules = {name: module for name, module in _modules_of(layer) if not _CROSS_ATTENTION.search(name)}
     linears = _linears_by_role({name: module for name, module in modules.items() if _is_linear(module)})
     sites = tuple(_site(role, modules[linears[role]]) for role in LINEAR_ROLES if role in linears)
-    norms = {
-        name: module
-        for name, module in modules.items()
-        if "norm" in type(module).__name__.lower() and getattr(module, "bias", None) is not None
-    }
+    all_norms = {name: module for name, module in modules.items() if "norm" in type(module).__name__.lower()}
+    norms = {name: module for name, module in all_norms.items() if getattr(module, "bias", None) is not None}
+    weighted = {name: module for name, module in all_norms.items() if getattr(module, "weight", None) is not None}
     query = linears.get("attn.q") or linears.get("attn.qkv")
     attention = query.rpartition(".")[0] if query and "." in query else None
     by_role = {site.role: site for site in sites}
@@ -198,8 +247,15 @@ def _layer_sites(layer_name: str, layer: nn.Module, config: Any) -> LayerSites:
             n_kv_heads=heads,
             head_dim=head_dim,
             prefix=attention is not None and heads * head_dim > 0 and _calls_interface(modules[attention]),
+            norm_weights=tuple(int(norm.weight.numel()) for norm in weighted.values()),
+            n_heads=_n_heads(by_role.get("attn.o"), head_dim),
         ),
+        tuple(f"{layer_name}.{name}" for name in weighted),
     )
+
+
+def _n_heads(end: Site | None, head_dim: int) -> int:
+    return end.in_features // head_dim if end is not None and head_dim and end.in_features % head_dim == 0 else 0
 
 
 def _linears_by_role(linears: Mapping[str, nn.Module]) -> dict[str, str]:
