@@ -8,8 +8,8 @@ The host is a child of the stack's first layer and hooks the module that runs th
   all positions are shifted by the prompts' length, as in HF PEFT. With a KV cache they enter with the first tokens
   only, and stay in the cache.
 
-The mask is open for prompts. Last hidden states have the length of the input; of an encoder of the first kind, the
-`hidden_states` of its layers still hold the prompts. The cross-attention of a decoder sees the input alone.
+The mask is open for prompts. Last hidden states have the length of the input; where transformers records those of all
+layers of an owner of the first kind, they still hold the prompts. The cross-attention of a decoder sees the input alone.
 """
 
 import inspect
@@ -69,6 +69,8 @@ class PromptHost(nn.Module, HybridLayer):
         return (), changed
 
     def _enter_states(self, given: dict[str, Any], vectors: Tensor) -> dict[str, Any]:
+        if given.get("past_key_values") is not None:
+            raise ModelError("prompt: this model keeps a cache behind its embeddings; call it with use_cache=False")
         name = self.names[0]
         x = given[name]
         n = self.inserted = vectors.shape[0]
@@ -112,21 +114,20 @@ class PromptHost(nn.Module, HybridLayer):
         n, self.inserted = self.inserted, 0
         if not n:
             return output
-        cut = _cut_first if self.takes_ids else _cut_behind_first
         if isinstance(output, tuple):
-            return (cut(output[0], n), *output[1:])
-        output["last_hidden_state"] = cut(output["last_hidden_state"], n)
-        if self.takes_ids and output.get("hidden_states") is not None:
-            output["hidden_states"] = tuple(cut(states, n) for states in output["hidden_states"])
+            return tuple(self._cut(value, n) if isinstance(value, Tensor | tuple) else value for value in output)
+        for name in ("last_hidden_state", "hidden_states"):
+            if output.get(name) is not None:
+                output[name] = self._cut(output[name], n)
         return output
 
-
-def _cut_first(x: Tensor, n: int) -> Tensor:
-    return x[:, n:]
-
-
-def _cut_behind_first(x: Tensor, n: int) -> Tensor:
-    return torch.cat([x[:, :1], x[:, 1 + n :]], dim=1)
+    def _cut(self, states: Any, n: int) -> Any:
+        """Hidden states (B, T + n, H), or a tuple of them, without the positions of the prompts."""
+        if isinstance(states, tuple):
+            return tuple(self._cut(one, n) for one in states)
+        if not isinstance(states, Tensor) or states.dim() != 3:  # attention weights, caches
+            return states
+        return states[:, n:] if self.takes_ids else torch.cat([states[:, :1], states[:, 1 + n :]], dim=1)
 
 
 def _open_behind_first(mask: Tensor, n: int) -> Tensor:

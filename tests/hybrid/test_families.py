@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 
 from autopeft.hybrid import anatomy_of, find_sites, load_strict, read_anatomy
+from autopeft.space.architecture import Architecture, place
 from autopeft.space.counting import count_parameters
 from tests.hybrid.adapted import ARCHITECTURES, NOT_IDENTITY, adapt, distance, mixed, shake
 from tests.models import CONFIGS, TINY_FAMILIES, tiny, tiny_inputs
@@ -21,6 +22,14 @@ CASES = [
     if family not in TINY_FAMILIES and architecture(ANATOMIES[family])
 ]
 """(architecture, family), without the families of the contract tests."""
+
+
+def smooth(architecture):
+    """The architecture with gelu for relu: a tiny bottleneck of dead units has no gradient."""
+    rows = [(p, {"activation": "gelu"} if "activation" in p.all_options else {}) for p in architecture.placements]
+    return Architecture.of(
+        place(p.stack, p.layer, p.role, p.module, p.size, {**p.all_options, **more}) for p, more in rows
+    )
 
 
 def output(model, family):
@@ -39,7 +48,7 @@ def gradients(model, family):
 @pytest.mark.parametrize(("name", "family"), CASES, ids=["-".join(case) for case in CASES])
 def test_every_kind_works_on_every_family(name, family):
     model = tiny(family)
-    base, architecture = output(model, family), ARCHITECTURES[name](ANATOMIES[family])
+    base, architecture = output(model, family), smooth(ARCHITECTURES[name](ANATOMIES[family]))
     adapted = adapt(model, architecture)
     is_identity = not architecture.modules & NOT_IDENTITY
     if is_identity:
@@ -80,7 +89,7 @@ def test_a_model_and_its_config_have_one_anatomy(family):
     assert read_anatomy(tiny(family)) == ANATOMIES[family]
 
 
-CHECKPOINTED = [family for family in CONFIGS if family != "mpnet"]  # transformers cannot
+CHECKPOINTED = [family for family in CONFIGS if family not in ("albert", "mpnet")]  # transformers cannot
 
 
 @pytest.mark.parametrize("family", CHECKPOINTED)
