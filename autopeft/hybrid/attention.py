@@ -123,7 +123,7 @@ def prefix_attention(
     """
     host: AdaptedAttention = getattr(module, CHILD)
     implementation = host.base_config._attn_implementation or "eager"
-    function = _attention_function(module, implementation)
+    function = attention_function(module, implementation)
     prefixes = host.prefixes(query.shape[0])
     if not prefixes:
         return function(module, query, key, value, attention_mask, **kwargs)
@@ -145,7 +145,7 @@ def prefix_attention(
     return output, None if weights is None else weights[..., n_prefix:]
 
 
-def _attention_function(module: nn.Module, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def attention_function(module: nn.Module, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if implementation == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[implementation]

@@ -23,8 +23,9 @@ from autopeft.hybrid.modules.base import (
     PromptPart,
     mask_parameter,
 )
+from autopeft.hybrid.probe import usable_sites
 from autopeft.hybrid.prompts import prompt_host, release_prompts
-from autopeft.hybrid.sites import Sites, find_sites
+from autopeft.hybrid.sites import Sites
 from autopeft.hybrid.weights import adapter_keys, check_weights
 from autopeft.space.architecture import Architecture
 
@@ -75,14 +76,15 @@ class HybridModel(BaseTuner):
 
     def _prepare_model(self, peft_config: HybridConfig, model: nn.Module) -> None:
         if peft_config.base_fingerprint is not None:
-            anatomy = read_anatomy(model)
+            anatomy = read_anatomy(model, peft_config.parsed_site_map())
             if anatomy.fingerprint != peft_config.base_fingerprint:
                 raise ModelError(
                     f"this adapter was made for a model of fingerprint {peft_config.base_fingerprint}, but this "
                     f"{anatomy.model_type} model ({anatomy.n_layers} layers, hidden {anatomy.hidden}, "
                     f"{anatomy.n_parameters:,} parameters) has {anatomy.fingerprint}. Load the base model it names"
                 )
-        self._plan = resolve(peft_config.parsed_architecture(), find_sites(model), float(peft_config.dropout))
+        sites, _ = usable_sites(model, peft_config.parsed_site_map())
+        self._plan = resolve(peft_config.parsed_architecture(), sites, float(peft_config.dropout))
         for attachment in (a for attachments in self._plan.values() for a in attachments):
             _scope_of(model, attachment)
 
@@ -107,7 +109,9 @@ class HybridModel(BaseTuner):
         hosted = [part for part in parts if isinstance(part, HostedPart)]
         if key_values:
             linears = attachments[0].sites.linears
-            key_linear = self.model.get_submodule(linears.get("attn.k") or linears["attn.qkv"])
+            key_linear = self.model.get_submodule(
+                next(linears[r] for r in ("attn.k", "attn.qkv", "attn.q") if r in linears)
+            )
             inside = key_linear.get_base_layer() if isinstance(key_linear, HybridLayer) else key_linear
             host_of(target, inside, scope).add(adapter_name, key_values)
         if prompts:

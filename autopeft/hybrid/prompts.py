@@ -9,7 +9,7 @@ The host is a child of the stack's first layer and hooks the module that runs th
   only, and stay in the cache.
 
 The mask is open for prompts. Last hidden states have the length of the input; where transformers records those of all
-layers of an owner of the first kind, they still hold the prompts. The cross-attention of a decoder sees the input alone.
+layers of an owner of the first kind, they still hold the prompts. Cross-attention sees the input alone.
 """
 
 import inspect

@@ -219,10 +219,3 @@ class Attachment:
 
 Attach = Callable[[Placement, LayerSites, float], tuple[Attachment, ...]]
 """Parts of a placement in its layer, given the dropout on the inputs of adapters."""
-
-
-def widths(linear: Any) -> tuple[int, int]:
-    """Input and output width of a linear map: `nn.Linear`, the transposed `Conv1D` of GPT-2, quantised ones."""
-    if hasattr(linear, "in_features"):
-        return int(linear.in_features), int(linear.out_features)
-    return int(linear.nx), int(linear.nf)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopeft.hybrid.modules.base import Attachment, Mailbox, OutputPart, Own, Parameters, Pass, widths
+from autopeft.hybrid.modules.base import Attachment, Mailbox, OutputPart, Own, Parameters, Pass
 from autopeft.hybrid.modules.gates import gate_value, new_gate
+from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
@@ -116,7 +117,7 @@ class Serial(OutputPart):
     bottleneck: Bottleneck
 
     def create(self, base: nn.Module) -> Parameters:
-        _, width = widths(base)
+        _, width = linear_widths(base)
         return self.bottleneck.create(width, width)
 
     def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:
@@ -134,7 +135,7 @@ class ParallelStart(OutputPart):
     mailbox: Mailbox = field(compare=False)
 
     def create(self, base: nn.Module) -> Parameters:
-        d_in, _ = widths(base)
+        d_in, _ = linear_widths(base)
         return self.bottleneck.create(d_in, self.out_features)
 
     def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:

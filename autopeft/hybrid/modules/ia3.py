@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid.modules.base import Attachment, InputPart, OutputPart, Own, Parameters, Pass, widths
+from autopeft.hybrid.modules.base import Attachment, InputPart, OutputPart, Own, Parameters, Pass
+from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
@@ -27,7 +28,7 @@ class OutputFactors(OutputPart):
     position = 2
 
     def create(self, base: nn.Module) -> Parameters:
-        return {"ia3": nn.Parameter(torch.ones(widths(base)[1]))}
+        return {"ia3": nn.Parameter(torch.ones(linear_widths(base)[1]))}
 
     def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:
         return y * own["ia3"]
@@ -51,7 +52,7 @@ class InputFactors(InputPart):
     position = 9  # merged last: it scales what the parts on the output read as well
 
     def create(self, base: nn.Module) -> Parameters:
-        return {"ia3": nn.Parameter(torch.ones(widths(base)[0]))}
+        return {"ia3": nn.Parameter(torch.ones(linear_widths(base)[0]))}
 
     def enter(self, own: Own, x: Tensor) -> Tensor:
         return (x * own["ia3"]).to(x.dtype)

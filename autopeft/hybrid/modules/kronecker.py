@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopeft.hybrid.modules.base import Attachment, OutputPart, Own, Parameters, Pass, widths
+from autopeft.hybrid.modules.base import Attachment, OutputPart, Own, Parameters, Pass
+from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 from autopeft.space.formulas import factors, kronecker_is_low_rank
@@ -34,7 +35,7 @@ class Kronecker(OutputPart):
     dropout: float
 
     def create(self, base: nn.Module) -> Parameters:
-        d_in, d_out = widths(base)
+        d_in, d_out = linear_widths(base)
         (m_out, n_out), (m_in, n_in) = factors(d_out), factors(d_in)
         is_low_rank = kronecker_is_low_rank(n_out, n_in, self.r)
         shapes = {"2a": (n_out, self.r), "2b": (self.r, n_in)} if is_low_rank else {"2": (n_out, n_in)}

@@ -17,8 +17,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopeft.hybrid.modules.base import Attachment, FrozenMap, OutputPart, Own, Parameters, Pass, widths
+from autopeft.hybrid.modules.base import Attachment, FrozenMap, OutputPart, Own, Parameters, Pass
 from autopeft.hybrid.modules.gates import gate_value, new_gate
+from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
@@ -45,7 +46,7 @@ class LoRA(OutputPart):
     """Whether A stays as it started."""
 
     def create(self, base: nn.Module) -> Parameters:
-        d_in, d_out = widths(base)
+        d_in, d_out = linear_widths(base)
         B = nn.Linear(self.r, d_out, bias=False)
         A = FrozenMap(torch.empty(self.r, d_in), stored=True) if self.is_frozen else nn.Linear(d_in, self.r, bias=False)
         nn.init.kaiming_uniform_(A.weight, a=math.sqrt(5))

@@ -15,7 +15,8 @@ from peft.tuners.vera.model import _kaiming_init
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopeft.hybrid.modules.base import Attachment, FrozenMap, OutputPart, Own, Parameters, Pass, widths
+from autopeft.hybrid.modules.base import Attachment, FrozenMap, OutputPart, Own, Parameters, Pass
+from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
@@ -39,7 +40,7 @@ class VeRA(OutputPart):
     dropout: float
 
     def create(self, base: nn.Module) -> Parameters:
-        d_in, d_out = widths(base)
+        d_in, d_out = linear_widths(base)
         A, B = _random_maps(self.seed, self.r, d_in, d_out)
         return {
             "vera_A": FrozenMap(A, stored=False),
