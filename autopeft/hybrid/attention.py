@@ -63,10 +63,9 @@ class AdaptedAttention(nn.Module, HybridLayer):
         return made
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for adapter, part, own in list(self._with_mlp()):
-            flat = part.flat(own)
-            if all(f"{prefix}{PREFIX}{name}.{adapter}" in state_dict for name in flat):
-                self._drop_mlp(adapter, part, flat)
+        for adapter in self.parts:
+            if any(key.startswith(f"{prefix}{PREFIX}prefix_") and key.endswith(f".{adapter}") for key in state_dict):
+                self.drop_mlp(adapter)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _with_mlp(self) -> Iterator[tuple[str, Any, Own]]:
@@ -75,7 +74,13 @@ class AdaptedAttention(nn.Module, HybridLayer):
                 if part.stored != part:
                     yield adapter, part, own
 
-    def _drop_mlp(self, adapter: str, part: Any, flat: dict[str, Tensor]) -> None:
+    def drop_mlp(self, adapter: str) -> None:
+        """Go on with the keys and values that the adapter's MLP makes; nothing where it has none."""
+        for name, part, own in list(self._with_mlp()):
+            if name == adapter:
+                self._make_flat(adapter, part, part.flat(own))
+
+    def _make_flat(self, adapter: str, part: Any, flat: dict[str, Tensor]) -> None:
         mlp = getattr(self, f"{PREFIX}{MLP}")[adapter]
         trains = any(p.requires_grad for p in mlp.parameters())
         del getattr(self, f"{PREFIX}{MLP}")[adapter]

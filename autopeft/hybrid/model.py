@@ -191,6 +191,8 @@ class HybridModel(BaseTuner):
         Raises:
             ModelError: keys are missing or unexpected, or shapes differ.
         """
+        for host in (module for module in model.modules() if isinstance(module, AdaptedAttention)):
+            host.drop_mlp(adapter_name)  # what is saved has none
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         there = model.state_dict()
         expected = {key: there[key] for key in adapter_keys(model, adapter_name)}

@@ -75,7 +75,9 @@ def _true_tokens(mask: Any) -> Tensor:
             f"gate 'mean': needs an attention mask of 2 or 4 dimensions to leave out padding, got {type(mask).__name__}"
         )
     if mask.dim() == 4:  # (B, 1 or heads, T, T): a token is true if any query sees it
-        allowed = mask if mask.dtype == torch.bool else mask > -1000.0
+        # Additive masks are 0 where a token is seen; DeBERTa's is 1 there, and 0 where it is not.
+        is_seen = mask != 0
+        allowed = torch.where(mask.amax() <= 0, mask > -1000.0, is_seen) if mask.is_floating_point() else is_seen
         return allowed.any(dim=1).any(dim=1).unsqueeze(-1)
     return (mask != 0).unsqueeze(-1)
 

@@ -100,7 +100,7 @@ class DoRA(LoRA):
     def merged(self, own: Own, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         adapted = weight + self.scale * (own["lora_B"].weight @ own["lora_A"].weight)
         length = torch.linalg.norm(adapted, dim=1).to(adapted.dtype)
-        return (own["lora_magnitude"].weight / length).unsqueeze(1) * adapted, bias
+        return (own["lora_magnitude"] / length).unsqueeze(1) * adapted, bias
 
 
 def _weight(base: Any) -> Tensor:
