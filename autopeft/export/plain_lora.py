@@ -5,6 +5,7 @@ escaped, anchored, and name one module each.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -19,8 +20,10 @@ _LORA_KEY = re.compile(r"(.*)\.autopeft_lora_([AB])\.weight")
 
 
 def is_plain_lora(architecture: Architecture) -> bool:
-    """Whether HF PEFT's LoRA holds the architecture: nothing but LoRA, no gates."""
-    return architecture.modules == {"lora"} and all(p.option("gate") == "none" for p in architecture.placements)
+    """Whether HF PEFT's LoRA holds the architecture: no gates, no DoRA; once trained, LoRA-FA is LoRA."""
+    return architecture.modules == {"lora"} and all(
+        p.option("gate") == "none" and p.option("variant") != "dora" for p in architecture.placements
+    )
 
 
 def write_plain_lora(source: Path, spec: AdapterSpec, target: Path) -> None:
@@ -76,7 +79,8 @@ def _by_module(spec: AdapterSpec) -> tuple[dict[str, int], dict[str, float]]:
     alphas: dict[str, float] = {}
     for p in spec.parsed_architecture.placements:
         name = sites.of(p).linears[p.role]
-        ranks[name], alphas[name] = p.size, float(p.option("alpha"))
+        alpha = float(p.option("alpha"))  # rsLoRA's alpha/√r is LoRA's (alpha·√r)/r
+        ranks[name], alphas[name] = p.size, alpha * math.sqrt(p.size) if p.option("scaling") == "rslora" else alpha
     return ranks, alphas
 
 

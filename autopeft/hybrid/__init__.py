@@ -11,8 +11,19 @@ from autopeft.hybrid.config import HybridConfig
 from autopeft.hybrid.loading import load_strict
 from autopeft.hybrid.model import HybridModel
 from autopeft.hybrid.registration import register
+from autopeft.hybrid.site_map import SiteMap, load_site_map
 from autopeft.hybrid.sites import find_sites
 
 register()
 
-__all__ = ["HybridConfig", "HybridModel", "anatomy_of", "find_sites", "load_strict", "read_anatomy", "register"]
+__all__ = [
+    "HybridConfig",
+    "HybridModel",
+    "SiteMap",
+    "anatomy_of",
+    "find_sites",
+    "load_site_map",
+    "load_strict",
+    "read_anatomy",
+    "register",
+]

@@ -4,20 +4,23 @@ A model and its config give the same anatomy, whatever the task head: `n_paramet
 `AutoModel` makes of the config, pooler included where it has one.
 """
 
-import json
-from functools import lru_cache
 from typing import Any
 
-import torch
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
 from autopeft.errors import ModelError
-from autopeft.hybrid.sites import find_sites
+from autopeft.hybrid.layers import PREFIX
+from autopeft.hybrid.probe import usable_sites
+from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
+from autopeft.hybrid.sites import Sites
+from autopeft.hybrid.weightless import count_base_parameters, without_weights
 from autopeft.space.anatomy import Anatomy
 
 
-def read_anatomy(model: Any) -> Anatomy:
+def read_anatomy(model: Any, site_map: SiteMap = NO_SITE_MAP) -> Anatomy:
     """The anatomy of a transformers model, whether or not it has a task head or adapters.
+
+    Where `AutoModel` does not know the model, `n_parameters` is that of `model`, its head included.
 
     Raises:
         ModelError: not a transformers model, or no transformer layers are recognised.
@@ -27,35 +30,33 @@ def read_anatomy(model: Any) -> Anatomy:
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
         raise ModelError(f"{type(model).__name__}: not a transformers model (it has no config)")
-    sites = find_sites(model)
-    return Anatomy(sites.model_type, _n_parameters(*_key(config)), sites.stacks)
+    sites, notes = usable_sites(model, site_map)
+    try:
+        n_parameters = count_base_parameters(config)
+    except ModelError:
+        n_parameters = sum(p.numel() for name, p in model.named_parameters() if PREFIX not in name)
+    return Anatomy(sites.model_type, n_parameters, sites.stacks, (*notes_of(sites), *notes))
 
 
-def anatomy_of(config: PretrainedConfig) -> Anatomy:
+def anatomy_of(config: PretrainedConfig, site_map: SiteMap = NO_SITE_MAP) -> Anatomy:
     """The anatomy of the model that `config` describes; no weights are loaded or allocated.
 
     Raises:
         ModelError: `AutoModel` cannot make a model of it, or no transformer layers are recognised.
     """
-    model = _without_weights(*_key(config))
-    return Anatomy(str(config.model_type), sum(p.numel() for p in model.parameters()), find_sites(model).stacks)
+    sites, notes = usable_sites(without_weights(config), site_map)
+    return Anatomy(sites.model_type, count_base_parameters(config), sites.stacks, (*notes_of(sites), *notes))
 
 
-def _key(config: PretrainedConfig) -> tuple[Any, str]:
-    return type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)
-
-
-@lru_cache(maxsize=64)
-def _n_parameters(config_class: Any, config_json: str) -> int:
-    return sum(p.numel() for p in _without_weights(config_class, config_json).parameters())
-
-
-def _without_weights(config_class: Any, config_json: str) -> Any:
-    data = json.loads(config_json)
-    data.pop("quantization_config", None)
-    config = config_class.from_dict(data)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return AutoModel.from_config(config, attn_implementation="eager")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{config.model_type}: AutoModel cannot make a model of this config: {error}") from error
+def notes_of(sites: Sites) -> tuple[str, ...]:
+    """What adapters cannot do on this model, and what they share."""
+    notes = []
+    for stack in sites.stacks:
+        first, where = stack.layers[0], f"{sites.model_type}, {stack.name}"
+        if first.repeats > 1:
+            notes.append(f"{where}: it runs {first.repeats} times through each layer; the passes share its adapters")
+        if not any(layer.site("ffn.in") or layer.site("ffn.out") for layer in stack.layers):
+            notes.append(f"{where}: no linear maps of the FFN are found (fused experts); adapters go to attention only")
+        if not all(layer.prefix for layer in stack.layers):
+            notes.append(f"{where}: a prefix would have no effect on its attention; left out")
+    return tuple(notes)

@@ -8,7 +8,7 @@ and calls the attention function that the module had.
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from autopeft.errors import ModelError
-from autopeft.hybrid.layers import HybridLayer
-from autopeft.hybrid.modules.base import LayerScope
+from autopeft.hybrid.layers import PREFIX, HybridLayer
+from autopeft.hybrid.modules.base import LayerScope, Own, Parameters, Part
 
 ATTENTION = "autopeft_prefix"
+MLP = "prefix_mlp"
 CHILD = "hybrid_prefix"
 """The host's name in the attention module. It must not contain PEFT's prefix, else `delete_adapter` skips it."""
 
@@ -42,6 +43,53 @@ class AdaptedAttention(nn.Module, HybridLayer):
 
     def unmerge(self) -> None:
         """Nothing here is ever merged."""
+
+    def add(self, adapter: str, parts: Sequence[Part]) -> None:
+        super().add(adapter, parts)
+        for _, part, own in self._with_mlp():
+            for name, tensor in part.flat(own).items():
+                self._container(name, nn.Parameter(tensor))  # empty, so that PEFT saves what goes by this name
+
+    # A prefix with an MLP is saved as the keys and values that the MLP makes, and loaded keys and values replace it.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        made = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for adapter, part, own in self._with_mlp():
+            for key in [key for key in made if key.startswith(f"{prefix}{PREFIX}{MLP}.{adapter}.")]:
+                del made[key]
+            for name, tensor in part.flat(own).items():
+                made[f"{prefix}{PREFIX}{name}.{adapter}"] = tensor
+        return made
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for adapter in self.parts:
+            if any(key.startswith(f"{prefix}{PREFIX}prefix_") and key.endswith(f".{adapter}") for key in state_dict):
+                self.drop_mlp(adapter)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _with_mlp(self) -> Iterator[tuple[str, Any, Own]]:
+        for adapter in self.parts:
+            for part, own in self.own(adapter):
+                if part.stored != part:
+                    yield adapter, part, own
+
+    def drop_mlp(self, adapter: str) -> None:
+        """Go on with the keys and values that the adapter's MLP makes; nothing where it has none."""
+        for name, part, own in list(self._with_mlp()):
+            if name == adapter:
+                self._make_flat(adapter, part, part.flat(own))
+
+    def _make_flat(self, adapter: str, part: Any, flat: dict[str, Tensor]) -> None:
+        mlp = getattr(self, f"{PREFIX}{MLP}")[adapter]
+        trains = any(p.requires_grad for p in mlp.parameters())
+        del getattr(self, f"{PREFIX}{MLP}")[adapter]
+        vectors: Parameters = {name: nn.Parameter(tensor, requires_grad=trains) for name, tensor in flat.items()}
+        names = self._hold(adapter, vectors)
+        self.parts[adapter] = tuple(
+            (part.stored, (*names, *(n for n in old if n != MLP))) if this == part else (this, old)
+            for this, old in self.parts[adapter]
+        )
 
     def prefixes(self, batch: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Keys, values and score offsets of the active adapters, see `KeyValuePart.keys_values`."""
@@ -80,7 +128,7 @@ def prefix_attention(
     """
     host: AdaptedAttention = getattr(module, CHILD)
     implementation = host.base_config._attn_implementation or "eager"
-    function = _attention_function(module, implementation)
+    function = attention_function(module, implementation)
     prefixes = host.prefixes(query.shape[0])
     if not prefixes:
         return function(module, query, key, value, attention_mask, **kwargs)
@@ -102,7 +150,7 @@ def prefix_attention(
     return output, None if weights is None else weights[..., n_prefix:]
 
 
-def _attention_function(module: nn.Module, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def attention_function(module: nn.Module, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if implementation == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[implementation]

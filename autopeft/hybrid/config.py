@@ -8,6 +8,7 @@ from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from autopeft.errors import ConfigError
+from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
 from autopeft.space.architecture import Architecture
 
 PEFT_TYPE = "AUTOPEFT"
@@ -27,6 +28,10 @@ class HybridConfig(PeftConfig):
     """Probability with which inputs of LoRA and bottleneck adapters are dropped in training, 0 <= dropout < 1."""
     base_fingerprint: str | None = None
     """`Anatomy.fingerprint` of the model it was made for; where it is given, other models are refused."""
+    site_map: Any = None
+    """A `SiteMap` or its JSON, where the model's sites are not recognised; kept as JSON."""
+    is_stored: bool = False
+    """Set in saved configs: parts that only help training (the MLP of a prefix) are not there any more."""
     modules_to_save: list[str] | None = None
     """Modules that train and are saved whole, like the task head (with a task type PEFT adds it)."""
     target_modules: list[str] | str | None = None
@@ -47,6 +52,12 @@ class HybridConfig(PeftConfig):
                 problems.append(f"{name}: must not be set, the architecture says where modules stand")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             problems.append(f"dropout: must be >= 0 and < 1, got {self.dropout!r}")
+        if isinstance(self.site_map, SiteMap):
+            self.site_map = self.site_map.model_dump(mode="json")
+        try:
+            self.parsed_site_map()
+        except ValueError as error:
+            problems.append(f"site_map: {error}")
         try:
             self.architecture = self._parsed().to_json()
         except ConfigError as error:
@@ -61,6 +72,18 @@ class HybridConfig(PeftConfig):
         if isinstance(given, Mapping) and not given:
             raise ConfigError(["architecture: is missing; for the task head alone give Architecture()"])
         return Architecture.from_json(given)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As in PEFT; what is saved `is_stored`."""
+        was, self.is_stored = self.is_stored, True
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.is_stored = was
+
+    def parsed_site_map(self) -> SiteMap:
+        """The site map as a value; the empty one where none is given."""
+        return NO_SITE_MAP if self.site_map is None else SiteMap.model_validate(self.site_map)
 
     def parsed_architecture(self) -> Architecture:
         """The architecture as a value."""

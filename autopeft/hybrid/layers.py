@@ -11,7 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from autopeft.hybrid.modules.base import LayerScope, Own, Part
+from autopeft.hybrid.modules.base import HostedPart, InputPart, LayerScope, OutputPart, Own, Parameters, Part, Pass
 
 PREFIX = "autopeft_"
 
@@ -39,12 +39,14 @@ class HybridLayer(BaseTunerLayer):
         base = self.base
         placed = []
         for part in sorted(parts, key=lambda part: getattr(part, "position", 0)):
-            created = part.create(base)
-            for name, value in created.items():
-                self._container(name, value)[adapter] = value
-            placed.append((part, tuple(created)))
+            placed.append((part, self._hold(adapter, part.create(base))))
         self.parts[adapter] = tuple(placed)
         self._move_adapter_to_device_of_base_layer(adapter)
+
+    def _hold(self, adapter: str, created: Parameters) -> tuple[str, ...]:
+        for name, value in created.items():
+            self._container(name, value)[adapter] = value
+        return tuple(created)
 
     def _container(self, name: str, value: nn.Module | nn.Parameter) -> Any:
         attribute = f"{PREFIX}{name}"
@@ -60,10 +62,14 @@ class HybridLayer(BaseTunerLayer):
 
     def active(self) -> Iterator[tuple[Any, Own]]:
         """Parts that take part in the forward pass, each with its parameters."""
-        if not self.disable_adapters:
-            for adapter in self.active_adapters:
-                if adapter not in self.merged_adapters:
-                    yield from self.own(adapter)
+        for parts in self.active_by_adapter():
+            yield from parts
+
+    def active_by_adapter(self) -> list[list[tuple[Any, Own]]]:
+        """`active`, for each adapter apart."""
+        if self.disable_adapters:
+            return []
+        return [list(self.own(adapter)) for adapter in self.active_adapters if adapter not in self.merged_adapters]
 
     def own(self, adapter: str) -> Iterator[tuple[Any, Own]]:
         """The adapter's parts here, each with its parameters."""
@@ -74,8 +80,8 @@ class HybridLayer(BaseTunerLayer):
         self.parts.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
-    def merge_obstacles(self, adapter: str) -> list[str]:
-        """What keeps the adapter from being merged at this module."""
+    def merge_obstacles(self, adapter: str, with_others: bool) -> list[str]:
+        """What keeps the adapter from being merged at this module, alone or `with_others`."""
         return [obstacle for part, _ in self.parts.get(adapter, ()) if (obstacle := part.merge_obstacle)]
 
 
@@ -85,44 +91,83 @@ class AdaptedOutput(nn.Module, HybridLayer):
     def __init__(self, base_layer: nn.Module, scope: LayerScope) -> None:
         super().__init__()
         self.base_layer: nn.Module = base_layer
+        self._before: dict[str, Any] = {}  # weight and bias before a merge that only a copy can undo
         self._begin(scope)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
+        adapters = self.active_by_adapter()
+        inputs: list[Tensor] = []
+        for parts in reversed(adapters):  # as if each adapter were merged before the next one comes
+            for part, own in parts:
+                if isinstance(part, InputPart):
+                    x = part.enter(own, x)
+            inputs.insert(0, x)
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        dtype = y.dtype
-        for part, own in self.active():
-            y = part.forward(own, x, y, self.scope, self.training)
+        dtype, at = y.dtype, Pass(self.base_layer, self.scope, self.training)
+        for parts, entered in zip(adapters, inputs, strict=True):
+            for part, own in parts:
+                if isinstance(part, OutputPart):
+                    y = part.forward(own, entered, y, at)
         return y.to(dtype)
 
-    def merge_obstacles(self, adapter: str) -> list[str]:
-        obstacles = super().merge_obstacles(adapter)
+    def merge_obstacles(self, adapter: str, with_others: bool) -> list[str]:
+        obstacles = super().merge_obstacles(adapter, with_others)
+        if with_others and any(
+            isinstance(part, HostedPart) and part.reads_base for part, _ in self.parts.get(adapter, ())
+        ):
+            obstacles.append("dora together with another adapter")
         if self.parts.get(adapter) and not self.base.weight.is_floating_point():
             obstacles.append("quantised base weight")
         return obstacles
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters to the base's weight and bias. What may be merged is checked by `HybridModel`."""
+        """Put the adapters into the base's weight and bias. What may be merged is checked by `HybridModel`."""
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter in self.parts:
-                self._add_deltas(adapter, 1.0, safe_merge)
+                self._merge(adapter, safe_merge)
                 self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
         while self.merged_adapters:
-            adapter = self.merged_adapters.pop()
-            self._add_deltas(adapter, -1.0, False)
+            self._unmerge(self.merged_adapters.pop())
 
     @torch.no_grad()
-    def _add_deltas(self, adapter: str, sign: float, safe: bool) -> None:
-        base = self.base
+    def _merge(self, adapter: str, safe: bool) -> None:
+        weight, bias = self._weight_and_bias()
+        before = weight, bias
         for part, own in self.own(adapter):
-            for target, delta in zip((base.weight, base.bias), part.delta(own), strict=True):
-                if delta is None:
-                    continue
-                is_transposed = target is base.weight and hasattr(base, "nf")
-                change = (sign * (delta.T if is_transposed else delta)).to(target.dtype)
-                if safe and not torch.isfinite(target + change).all():
-                    raise ValueError(f"NaN or infinity in merged weights: adapter '{adapter}' seems to be broken")
-                target.data += change
+            assert isinstance(part, HostedPart)
+            weight, bias = part.merged(own, weight, bias)
+        if safe and not all(torch.isfinite(tensor).all() for tensor in (weight, bias) if tensor is not None):
+            raise ValueError(f"NaN or infinity in merged weights: adapter '{adapter}' seems to be broken")
+        if not self._is_additive(adapter):
+            self._before[adapter] = tuple(tensor.clone() if tensor is not None else None for tensor in before)
+        self._set(weight, bias)
+
+    @torch.no_grad()
+    def _unmerge(self, adapter: str) -> None:
+        if adapter in self._before:
+            self._set(*self._before.pop(adapter))
+            return
+        weight, bias = self._weight_and_bias()
+        for part, own in self.own(adapter):
+            changes = part.delta(own)
+            weight = weight if changes[0] is None else weight - changes[0]
+            bias = bias if bias is None or changes[1] is None else bias - changes[1]
+        self._set(weight, bias)
+
+    def _is_additive(self, adapter: str) -> bool:
+        return all(part.is_additive for part, _ in self.own(adapter))
+
+    def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        base = self.base
+        weight = base.weight.T if hasattr(base, "nf") else base.weight  # the transposed linear map of GPT-2
+        return weight, getattr(base, "bias", None)
+
+    def _set(self, weight: Tensor, bias: Tensor | None) -> None:
+        base = self.base
+        base.weight.data.copy_(weight.T if hasattr(base, "nf") else weight)
+        if bias is not None:
+            base.bias.data.copy_(bias)

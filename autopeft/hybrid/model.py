@@ -15,8 +15,17 @@ from autopeft.hybrid.attention import CHILD, AdaptedAttention, host_of, release
 from autopeft.hybrid.config import HybridConfig
 from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
 from autopeft.hybrid.modules import MODULES
-from autopeft.hybrid.modules.base import Attachment, KeyValuePart, LayerScope, OutputPart, mask_parameter
-from autopeft.hybrid.sites import Sites, find_sites
+from autopeft.hybrid.modules.base import (
+    Attachment,
+    HostedPart,
+    KeyValuePart,
+    LayerScope,
+    PromptPart,
+    mask_parameter,
+)
+from autopeft.hybrid.probe import usable_sites
+from autopeft.hybrid.prompts import prompt_host, release_prompts
+from autopeft.hybrid.sites import Sites
 from autopeft.hybrid.weights import adapter_keys, check_weights
 from autopeft.space.architecture import Architecture
 
@@ -67,14 +76,15 @@ class HybridModel(BaseTuner):
 
     def _prepare_model(self, peft_config: HybridConfig, model: nn.Module) -> None:
         if peft_config.base_fingerprint is not None:
-            anatomy = read_anatomy(model)
+            anatomy = read_anatomy(model, peft_config.parsed_site_map())
             if anatomy.fingerprint != peft_config.base_fingerprint:
                 raise ModelError(
                     f"this adapter was made for a model of fingerprint {peft_config.base_fingerprint}, but this "
                     f"{anatomy.model_type} model ({anatomy.n_layers} layers, hidden {anatomy.hidden}, "
                     f"{anatomy.n_parameters:,} parameters) has {anatomy.fingerprint}. Load the base model it names"
                 )
-        self._plan = resolve(peft_config.parsed_architecture(), find_sites(model), float(peft_config.dropout))
+        sites, _ = usable_sites(model, peft_config.parsed_site_map())
+        self._plan = resolve(peft_config.parsed_architecture(), sites, float(peft_config.dropout))
         for attachment in (a for attachments in self._plan.values() for a in attachments):
             _scope_of(model, attachment)
 
@@ -93,19 +103,26 @@ class HybridModel(BaseTuner):
     ) -> None:
         attachments = self._plan[current_key]
         scope = _scope_of(self.model, attachments[0])
-        key_values = [a.part for a in attachments if isinstance(a.part, KeyValuePart)]
-        outputs = [a.part for a in attachments if isinstance(a.part, OutputPart)]
+        parts = [a.part.stored if peft_config.is_stored else a.part for a in attachments]
+        key_values = [part for part in parts if isinstance(part, KeyValuePart)]
+        prompts = [part for part in parts if isinstance(part, PromptPart)]
+        hosted = [part for part in parts if isinstance(part, HostedPart)]
         if key_values:
             linears = attachments[0].sites.linears
-            key_linear = self.model.get_submodule(linears.get("attn.k") or linears["attn.qkv"])
+            key_linear = self.model.get_submodule(
+                next(linears[r] for r in ("attn.k", "attn.qkv", "attn.q") if r in linears)
+            )
             inside = key_linear.get_base_layer() if isinstance(key_linear, HybridLayer) else key_linear
             host_of(target, inside, scope).add(adapter_name, key_values)
-        if outputs:
+        if prompts:
+            owner = self.model.get_submodule(attachments[0].sites.owner or "")
+            prompt_host(target, owner, scope).add(adapter_name, prompts)
+        if hosted:
             if not isinstance(target, AdaptedOutput):
                 host = AdaptedOutput(target, scope)
                 self._replace_module(parent, target_name, host, target)
                 target = host
-            target.add(adapter_name, outputs)
+            target.add(adapter_name, hosted)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own also moves adapters to the base's device, which `HybridLayer.add` has done, and fails on heads that
@@ -123,7 +140,7 @@ class HybridModel(BaseTuner):
             self.set_adapter(successors)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """As in PEFT, for ungated LoRA and BitFit.
+        """As in PEFT, for ungated LoRA and what else is a change of weights and biases.
 
         Raises:
             ModelError: the adapter holds modules that cannot be merged; names them. Nothing was changed.
@@ -136,11 +153,15 @@ class HybridModel(BaseTuner):
         found: dict[str, list[str]] = {}
         for key, module in self.model.named_modules():
             if isinstance(module, HybridLayer):
-                for obstacle in (o for name in names for o in module.merge_obstacles(name)):
+                merged = set(module.merged_adapters) | set(names)
+                for obstacle in (o for name in names for o in module.merge_obstacles(name, len(merged) > 1)):
                     found.setdefault(obstacle, []).append(key)
         if found:
             named = "; ".join(f"{obstacle} at {len(keys)} modules, first {keys[0]}" for obstacle, keys in found.items())
-            raise ModelError(f"cannot merge adapter {', '.join(names)}: {named}. Only ungated lora and bitfit merge")
+            raise ModelError(
+                f"cannot merge adapter {', '.join(names)}: {named}. "
+                "Only ungated lora, vera, kronecker, ia3, layernorm and bitfit merge"
+            )
 
     def _unload_and_optionally_merge(
         self,
@@ -156,7 +177,7 @@ class HybridModel(BaseTuner):
                 if isinstance(module, HybridLayer):
                     module.unmerge()
             _restore_heads(self.model)
-        _release_attention(self.model)
+        _release_hosts(self.model)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     # -- loading -----------------------------------------------------------------------------------------------------
@@ -170,6 +191,8 @@ class HybridModel(BaseTuner):
         Raises:
             ModelError: keys are missing or unexpected, or shapes differ.
         """
+        for host in (module for module in model.modules() if isinstance(module, AdaptedAttention)):
+            host.drop_mlp(adapter_name)  # what is saved has none
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         there = model.state_dict()
         expected = {key: there[key] for key in adapter_keys(model, adapter_name)}
@@ -183,7 +206,7 @@ class HybridModel(BaseTuner):
 
 def remove_adapters(model: nn.Module) -> None:
     """Take all adapters out of a base model, merged weights not undone: for a load that failed half-way."""
-    _release_attention(model)
+    _release_hosts(model)
     _restore_heads(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedOutput):
@@ -216,10 +239,11 @@ def _scope_of(model: nn.Module, attachment: Attachment) -> LayerScope:
     return scope
 
 
-def _release_attention(model: nn.Module) -> None:
+def _release_hosts(model: nn.Module) -> None:
     for module in list(model.modules()):
         scope: LayerScope | None = module.__dict__.pop(_SCOPE, None)
         if scope is not None and scope.hook is not None:
             scope.hook.remove()
         if isinstance(getattr(module, CHILD, None), AdaptedAttention):
             release(module)
+        release_prompts(module)

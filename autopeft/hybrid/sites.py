@@ -1,20 +1,19 @@
 """Where adapters can stand in a transformers model: stacks, layers, and linear maps, attention and norms by role.
 
 Stacks come from what the model declares (`_can_record_outputs`), else from its layers' base class
-(`GradientCheckpointingLayer`), else the biggest homogeneous `ModuleList` is the stack. Roles come from a table of
-names. A role that several modules of a layer claim (experts) is left out. A model that already carries adapters gives
-the same sites: names are those of the wrapped modules, facts those of the modules inside.
+(`GradientCheckpointingLayer`), else the biggest homogeneous `ModuleList` is the stack. Roles come from names, and
+a user's `SiteMap` comes before all of it. A model that already carries adapters gives the same sites: names are those
+of the wrapped modules, facts those of the modules inside.
 """
 
 import inspect
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -22,27 +21,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from autopeft.errors import ModelError, UnknownSiteError
+from autopeft.hybrid.roles import CROSS_ATTENTION, inside, is_linear, linear_widths, linears_by_role, modules_of
+from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
 from autopeft.space.anatomy import LINEAR_ROLES, Layer, Site, Stack
 from autopeft.space.architecture import Placement
 from autopeft.space.modules import MODULES
 
-# Role -> pattern of the linear map's name within its layer; the first match in this order counts.
-_ROLE_NAMES: Mapping[str, re.Pattern[str]] = {
-    role: re.compile(rf"(^|\.)({names})$")
-    for role, names in {
-        "attn.q": "q_proj|query|q_lin|query_proj|q|wq",
-        "attn.k": "k_proj|key|k_lin|key_proj|k|wk",
-        "attn.v": "v_proj|value|v_lin|value_proj|v|wv",
-        "attn.qkv": "c_attn|query_key_value|qkv_proj|Wqkv|in_proj|qkv|W_pack",
-        "attn.o": r"o_proj|out_proj|out_lin|o|attention\.output\.dense|self_attention\.dense|attention\.dense"
-        r"|self_attn\.dense|attn\.c_proj|attn\.Wo|attn\.o",
-        "ffn.gate": "gate_proj|wi_0|w1",
-        "ffn.in": r"up_proj|intermediate\.dense|lin1|c_fc|fc1|fc_in|wi|wi_1|dense_h_to_4h|mlp\.Wi|gate_up_proj|w3|ffn",
-        "ffn.out": r"down_proj|(?<!attention\.)output\.dense|lin2|mlp\.c_proj|fc2|fc_out|wo|dense_4h_to_h|mlp\.Wo|w2"
-        "|ffn_output",
-    }.items()
-}
-_CROSS_ATTENTION = re.compile(r"cross|encoder_attn|EncDec", re.IGNORECASE)
 _HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim", "attention_head_dim")
 _KV_HEADS_NAMES = ("num_key_value_heads", "num_attention_heads", "num_heads", "n_heads", "n_head")
 
@@ -59,6 +43,10 @@ class LayerSites:
     norms: tuple[str, ...]
     """Norms that have a bias, in the order of `Layer.norm_biases`."""
     layer: Layer
+    weighted_norms: tuple[str, ...] = ()
+    """Norms that have a weight, in the order of `Layer.norm_weights`."""
+    owner: str | None = None
+    """The module that runs the stack, where prompts can enter there and this is its first layer."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +86,10 @@ class Sites:
         return sites
 
 
-def find_sites(model: nn.Module) -> Sites:
+def find_sites(model: nn.Module, site_map: SiteMap = NO_SITE_MAP) -> Sites:
     """Where adapters can stand in `model`, with or without a task head, with or without adapters in it.
+
+    Where names tell nothing, the model is run once (`autopeft.hybrid.trace`).
 
     Raises:
         ModelError: no stack of transformer layers is recognised.
@@ -108,9 +98,15 @@ def find_sites(model: nn.Module) -> Sites:
     model_type = str(getattr(config, "model_type", type(model).__name__))
     layers: dict[tuple[str, int], LayerSites] = {}
     size: dict[str, int] = {}
-    for list_name, module_list in _stacks(model):
-        found = [_layer_sites(f"{list_name}.{i}", _inside(layer), config) for i, layer in enumerate(module_list)]
-        stack = _stack_name(list_name, model, module_list, found[0], config)
+    for list_name, module_list in _stacks(model, site_map):
+        named = {(list_name, i): f"{list_name}.{i}" for i in range(len(module_list))}
+        found = [_layer_sites(name, _layer(model, name), config, site_map) for name in named.values()]
+        if not any(sites.linears for sites in found):
+            traced = _traced(model, named)
+            found = [_layer_sites(n, _layer(model, n), config, site_map, traced.get(at)) for at, n in named.items()]
+        found = [_repeated(sites, config) for sites in found]
+        found[0] = _with_prompts(found[0], model, list_name)
+        stack = site_map.stack_of(list_name) or _stack_name(list_name, module_list, found[0], config)
         n_parameters = sum(p.numel() for p in module_list.parameters())
         if n_parameters <= size.get(stack, 0):
             continue  # of several stacks with one name (text and vision), the biggest is adapted
@@ -122,20 +118,73 @@ def find_sites(model: nn.Module) -> Sites:
     return Sites(model_type, layers)
 
 
-def _inside(module: nn.Module) -> nn.Module:
-    while isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
-        module = module.base_layer
-    return module
+def takes_prompts(owner: nn.Module) -> str | None:
+    """Which kind of input the owner of a stack takes: `states`, `ids`, or None where prompts cannot enter."""
+    names = list(inspect.signature(owner.forward).parameters)
+    if {"input_ids", "inputs_embeds", "attention_mask"} <= set(names):
+        return "ids"
+    if names[:1] in (["hidden_states"], ["inputs_embeds"]) and "attention_mask" in names:
+        return "states"
+    return None
 
 
-def _stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+def _repeated(sites: LayerSites, config: Any) -> LayerSites:
+    """Models with layer groups (ALBERT) go through one layer many times."""
+    groups = getattr(config, "num_hidden_groups", None)
+    repeats = config.num_hidden_layers // groups if isinstance(groups, int) and groups else 1
+    return replace(sites, layer=replace(sites.layer, repeats=repeats))
+
+
+def _with_prompts(first: LayerSites, model: nn.Module, list_name: str) -> LayerSites:
+    """The first layer of a stack, with its owner if prompts can enter there: the outermost module that takes hidden
+    states, else the innermost that takes token ids."""
+    parts = list_name.split(".")[:-1]
+    names = [".".join(parts[:n]) for n in range(len(parts) + 1)]  # from the outermost
+    takes = {name: takes_prompts(model.get_submodule(name)) for name in names if _has_forward(model, name)}
+    of_states = [name for name in names if takes.get(name) == "states"]
+    of_ids = [name for name in names if takes.get(name) == "ids"]
+    is_second = getattr(getattr(model, "config", None), "is_encoder_decoder", False) and "decoder" in list_name
+    if is_second or not (of_states or of_ids):
+        return first
+    name = of_states[0] if of_states else of_ids[-1]
+    return replace(
+        first, owner=name, layer=replace(first.layer, embeddings=_entry_width(model.get_submodule(name), first))
+    )
+
+
+def _has_forward(model: nn.Module, name: str) -> bool:
+    return not isinstance(model.get_submodule(name), nn.ModuleList | nn.ModuleDict)
+
+
+def _entry_width(owner: Any, first: LayerSites) -> int:
+    if takes_prompts(owner) == "ids":
+        return int(owner.get_input_embeddings().embedding_dim)
+    entry = getattr(owner, "embedding_hidden_mapping_in", None)  # ALBERT widens its embeddings here
+    return int(entry.in_features) if entry is not None else first.layer.hidden
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    return inside(model.get_submodule(name))
+
+
+def _traced(model: nn.Module, named: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], dict[str, str]]:
+    from autopeft.hybrid.trace import trace_roles
+
+    with suppress(RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return trace_roles(model, named)
+    return {}  # it cannot be run on example inputs
+
+
+def _stacks(model: nn.Module, site_map: SiteMap) -> list[tuple[str, nn.ModuleList]]:
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    if site_map.stacks:
+        return [(name, m) for name, m in lists if site_map.stack_of(name)]
     declared = tuple(_declared_layer_classes(model))
     for classes in filter(None, (declared, _checkpointing_layer())):
-        stacks = [(name, m) for name, m in lists if all(isinstance(_inside(layer), classes) for layer in m)]
+        stacks = [(name, m) for name, m in lists if all(isinstance(inside(layer), classes) for layer in m)]
         if stacks:
             return stacks
-    homogeneous = [(name, m) for name, m in lists if len({type(_inside(layer)) for layer in m}) == 1]
+    homogeneous = [(name, m) for name, m in lists if len({type(inside(layer)) for layer in m}) == 1]
     return sorted(homogeneous, key=lambda pair: -sum(p.numel() for p in pair[1].parameters()))[:1]
 
 
@@ -158,32 +207,21 @@ def _checkpointing_layer() -> tuple[type, ...]:
     return (GradientCheckpointingLayer,)
 
 
-def _modules_of(layer: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Modules within a layer as (relative name, module without its adapters); adapters themselves are left out."""
-    for name, child in layer.named_children():
-        inside = _inside(child)
-        if isinstance(inside, BaseTunerLayer):
-            continue
-        yield f"{prefix}{name}", inside
-        yield from _modules_of(inside, f"{prefix}{name}.")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    is_conv1d = hasattr(module, "nf") and hasattr(module, "nx")  # the transposed linear map of GPT-2
-    return is_conv1d or (hasattr(module, "in_features") and hasattr(module, "out_features"))
-
-
-def _layer_sites(layer_name: str, layer: nn.Module, config: Any) -> LayerSites:
-    modules = {name: module for name, module in _modules_of(layer) if not _CROSS_ATTENTION.search(name)}
-    linears = _linears_by_role({name: module for name, module in modules.items() if _is_linear(module)})
+def _layer_sites(
+    layer_name: str, layer: nn.Module, config: Any, site_map: SiteMap, traced: Mapping[str, str] | None = None
+) -> LayerSites:
+    modules = {name: module for name, module in modules_of(layer) if not CROSS_ATTENTION.search(name)}
+    maps = {name: module for name, module in modules.items() if is_linear(module)}
+    linears = site_map.linears(maps) if site_map.roles else linears_by_role(maps)
+    linears |= {role: name for role, name in (traced or {}).items() if name in maps}
     sites = tuple(_site(role, modules[linears[role]]) for role in LINEAR_ROLES if role in linears)
-    norms = {
-        name: module
-        for name, module in modules.items()
-        if "norm" in type(module).__name__.lower() and getattr(module, "bias", None) is not None
-    }
+    all_norms = {name: module for name, module in modules.items() if "norm" in type(module).__name__.lower()}
+    norms = {name: module for name, module in all_norms.items() if getattr(module, "bias", None) is not None}
+    weighted = {name: module for name, module in all_norms.items() if getattr(module, "weight", None) is not None}
     query = linears.get("attn.q") or linears.get("attn.qkv")
-    attention = query.rpartition(".")[0] if query and "." in query else None
+    attention = site_map.attention or (query.rpartition(".")[0] if query and "." in query else None)
+    if attention not in modules:
+        attention = None
     by_role = {site.role: site for site in sites}
     heads, head_dim = _kv_heads(modules.get(attention or ""), config, by_role.get("attn.k"))
     return LayerSites(
@@ -197,25 +235,23 @@ def _layer_sites(layer_name: str, layer: nn.Module, config: Any) -> LayerSites:
             norm_biases=tuple(int(norm.bias.numel()) for norm in norms.values()),
             n_kv_heads=heads,
             head_dim=head_dim,
-            prefix=attention is not None and heads * head_dim > 0 and _calls_interface(modules[attention]),
+            prefix=attention is not None
+            and heads * head_dim > 0
+            and (_calls_interface(modules[attention]) if site_map.prefix is None else site_map.prefix),
+            norm_weights=tuple(int(norm.weight.numel()) for norm in weighted.values()),
+            n_heads=_n_heads(by_role.get("attn.o"), head_dim),
         ),
+        tuple(f"{layer_name}.{name}" for name in weighted),
     )
 
 
-def _linears_by_role(linears: Mapping[str, nn.Module]) -> dict[str, str]:
-    claims: dict[str, list[str]] = {}
-    for name in linears:
-        role = next((role for role, pattern in _ROLE_NAMES.items() if pattern.search(name)), None)
-        if role is not None:
-            claims.setdefault(role, []).append(name)
-    return {role: names[0] for role, names in claims.items() if len(names) == 1}
+def _n_heads(end: Site | None, head_dim: int) -> int:
+    return end.in_features // head_dim if end is not None and head_dim and end.in_features % head_dim == 0 else 0
 
 
 def _site(role: str, linear: Any) -> Site:
-    d_in, d_out = (
-        (linear.in_features, linear.out_features) if hasattr(linear, "in_features") else (linear.nx, linear.nf)
-    )
-    return Site(role, int(d_in), int(d_out), getattr(linear, "bias", None) is not None)
+    d_in, d_out = linear_widths(linear)
+    return Site(role, d_in, d_out, getattr(linear, "bias", None) is not None)
 
 
 def _hidden(sites: Mapping[str, Site]) -> int:
@@ -257,13 +293,13 @@ def _calls_interface(attention: nn.Module) -> bool:
     return has_eager and {"ALL_ATTENTION_FUNCTIONS", "config", "_attn_implementation"} <= set(code.co_names)
 
 
-def _stack_name(list_name: str, model: nn.Module, layers: nn.ModuleList, first: LayerSites, config: Any) -> str:
+def _stack_name(list_name: str, layers: nn.ModuleList, first: LayerSites, config: Any) -> str:
     if getattr(config, "is_encoder_decoder", False):
         return "decoder" if "decoder" in list_name else "encoder"
     is_causal = None
     if first.attention is not None:
         relative = first.attention.removeprefix(f"{first.name}.")
-        is_causal = getattr(dict(_modules_of(_inside(layers[0])))[relative], "is_causal", None)
+        is_causal = getattr(dict(modules_of(inside(layers[0])))[relative], "is_causal", None)
     if is_causal is None:
         model_type = getattr(config, "model_type", "")
         is_causal = getattr(config, "is_decoder", False) or (

@@ -1,7 +1,7 @@
 """What a model offers to adapters: stacks, layers, sites by role, widths. Pure data, read elsewhere from a config.
 
 Roles are canonical and never module paths: `attn.q/k/v/qkv/o`, `ffn.in/gate/out` for linear maps. Sub-layers are
-`attn` and `ffn`; `layer` stands for all biases of a layer.
+`attn` and `ffn`; `layer` stands for all biases or norms of a layer, `embeddings` for what enters the first one.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 LINEAR_ROLES = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "ffn.in", "ffn.gate", "ffn.out")
+_LATER_FACTS = ("norm_weights", "n_heads", "embeddings", "repeats")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Layer:
     head_dim: int = 0
     prefix: bool = False
     """Whether prefix key/value vectors reach this layer's attention."""
+    norm_weights: tuple[int, ...] = ()
+    """Widths of the weights of the layer's norms."""
+    n_heads: int = 0
+    """Query heads; 0 where they are not known."""
+    embeddings: int = 0
+    """Width of the vectors that enter the stack, where prompts can stand before this layer; else 0."""
+    repeats: int = 1
+    """How often the model goes through this one layer (ALBERT); its adapters are shared by all passes."""
 
     def site(self, role: str) -> Site | None:
         """The site of `role`, or None where the layer has none."""
@@ -61,6 +70,8 @@ class Anatomy:
     n_parameters: int
     """All parameters of the base model as `AutoModel` loads it: task head excluded, tied weights once."""
     stacks: tuple[Stack, ...]
+    notes: tuple[str, ...] = ()
+    """What adapters cannot do on this model, and why, in sentences."""
 
     @cached_property
     def layers(self) -> tuple[tuple[str, int, Layer], ...]:
@@ -89,8 +100,16 @@ class Anatomy:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with anything an adapter could notice."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        """Twelve hex digits that change with anything an adapter could notice.
+
+        Facts that follow from the others and the model type are left out: they came later, and fingerprints must last.
+        """
+        data = self.to_json()
+        del data["notes"]
+        for layer in (layer for stack in data["stacks"] for layer in stack["layers"]):
+            for name in _LATER_FACTS:
+                del layer[name]
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +127,7 @@ class Anatomy:
                             **layer,
                             "sites": tuple(Site(**site) for site in layer["sites"]),
                             "norm_biases": tuple(layer["norm_biases"]),
+                            "norm_weights": tuple(layer.get("norm_weights", ())),
                         }
                     )
                     for layer in stack["layers"]
@@ -115,4 +135,4 @@ class Anatomy:
             )
             for stack in data["stacks"]
         )
-        return cls(data["model_type"], data["n_parameters"], stacks)
+        return cls(data["model_type"], data["n_parameters"], stacks, tuple(data.get("notes", ())))

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from autopeft.errors import ConfigError, did_you_mean
-from autopeft.space.modules import MODULES, Scalar
+from autopeft.space.modules import MODULES, WITHOUT_GATE, Scalar
 
 FORMAT_VERSION = 1
 
@@ -85,7 +85,8 @@ def place(
     if problems:
         raise ConfigError(problems)
     if kept.get("gate", "none") != "none":
-        kept.pop("alpha", None)  # a gate takes the place of alpha/r, so alpha would be without effect
+        for name in WITHOUT_GATE:
+            kept.pop(name, None)
     return Placement(stack, layer, role, module, size, tuple(sorted(kept.items())))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from autopeft.errors import ConfigError
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Placement
-from autopeft.space.modules import MODULES, Scalar
+from autopeft.space.modules import MODULES, WITHOUT_GATE, Scalar
 from autopeft.space.parameters import Choices, Domain, Interval, Parameter, Params
 from autopeft.space.spec import FILL, Halvings, ModuleSpec, Range, SpaceSpec, as_tuple, expand_roles
 
@@ -179,14 +179,14 @@ def _unit_points(unit: Unit) -> tuple[int, int]:
 
 
 def _option_points(entry: Entry) -> int:
-    """Combinations of a module's options; alpha counts only where no gate takes its place."""
-    settings = {n: len(s.values) for n, s in entry.settings if isinstance(s, Choices) and n not in ("size", "alpha")}
-    free = math.prod(settings.values())
-    alpha = dict(entry.settings).get("alpha")
-    if not isinstance(alpha, Choices):
-        return free
+    """Combinations of a module's options; alpha and the like count only where no gate takes their place."""
+    lengths = {name: len(s.values) for name, s in entry.settings if isinstance(s, Choices) and name != "size"}
+    ungated = math.prod(lengths.pop(name, 1) for name in WITHOUT_GATE)
+    free = math.prod(lengths.values())
+    if ungated == 1 or "gate" not in entry.options:
+        return free * ungated
     gates = entry.values("gate")
-    return free // len(gates) * (len(gates) - 1 + len(alpha.values) if "none" in gates else len(gates))
+    return free // len(gates) * (len(gates) - 1 + ungated if "none" in gates else len(gates))
 
 
 def compile_space(spec: SpaceSpec, anatomy: Anatomy) -> Structure:
@@ -196,7 +196,7 @@ def compile_space(spec: SpaceSpec, anatomy: Anatomy) -> Structure:
     """
     parameters: list[Parameter] = []
     constants: list[tuple[str, Scalar]] = []
-    notes: list[str] = []
+    notes: list[str] = list(anatomy.notes)
     for name, structural in (("pattern", spec.layers.pattern), ("allocation", spec.layers.allocation)):
         values = as_tuple(structural)
         if len(values) > 1:
@@ -296,12 +296,12 @@ def _entry_parameters(entry: Entry, tuned: str | None) -> Iterator[Parameter]:
     elif size == 0:
         return
     gate = settings.get("gate", "none")
-    ordered = sorted((item for item in entry.settings if item[0] != "size"), key=lambda item: item[0] == "alpha")
+    ordered = sorted((item for item in entry.settings if item[0] != "size"), key=lambda item: item[0] in WITHOUT_GATE)
     for name, domain in ordered:
         if not isinstance(domain, Choices | Interval):
             continue
         conditions = inside
-        if name == "alpha":
+        if name in WITHOUT_GATE:
             if isinstance(gate, Choices):
                 conditions += ((entry.option_name("gate"), frozenset(("none",))),)
             elif gate != "none":

@@ -9,7 +9,9 @@ from itertools import groupby
 from autopeft.space.architecture import Architecture, Placement
 from autopeft.space.modules import MODULES
 
-_SHORT = {"alpha": "α", "scale": "s", "activation": "f"}
+_SHORT = {"alpha": "α", "scale": "s", "reparameterisation": "mlp"}
+_WORDS = ("activation", "variant", "scaling")
+"""Options whose value says what it is."""
 
 
 def layer_map(architecture: Architecture, merge: bool = True) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ def describe_layer(placements: Sequence[Placement]) -> str:
     for (where, text), sites in parts.items():
         words = text.format(sites=",".join(s for s in sites if s)).split()
         described.setdefault(where, []).append(" ".join(words))
-    names = {"attn": "attention: ", "ffn": "ffn: ", "layer": ""}
+    names = {"embeddings": "embeddings: ", "attn": "attention: ", "ffn": "ffn: ", "layer": ""}
     order = sorted(described, key=list(names).index)
     return " | ".join(names[where] + " + ".join(described[where]) for where in order)
 
@@ -56,8 +58,7 @@ def _site_order(p: Placement) -> tuple[int, int]:
 
 
 def _option(name: str, value: object) -> str:
-    if name == "gate":
-        return f"gate={value}"
-    if name == "activation":
+    if name in _WORDS:
         return str(value)
-    return f"{_SHORT[name]}={value:g}" if isinstance(value, float) else f"{_SHORT[name]}={value}"
+    short = _SHORT.get(name, name)
+    return f"{short}={value:g}" if isinstance(value, float) else f"{short}={value}"

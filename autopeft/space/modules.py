@@ -1,23 +1,26 @@
 """The facts of every kind of adapter module that need no torch: where it may stand, its options, its exact size.
 
-The layers themselves are in `autopeft.hybrid.modules`, under the same names. Formulas and sources: Houlsby 2019 and
-Pfeiffer 2020 (serial), He 2022 (parallel, scaled), Hu 2022 (LoRA), Li & Liang 2021 (prefix), Ben Zaken 2022 (BitFit),
-Mao 2022 (gates).
+The layers themselves are in `autopeft.hybrid.modules`, under the same names; the formulas in `autopeft.space.formulas`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from autopeft.space.anatomy import LINEAR_ROLES, Layer, Site
+from autopeft.space import formulas
+from autopeft.space.anatomy import LINEAR_ROLES, Layer
+from autopeft.space.formulas import Count, Scalar, bottleneck_widths
 
-Scalar = bool | int | float | str
+__all__ = ["ACTIVATIONS", "GATES", "MODULES", "WITHOUT_GATE", "ModuleKind", "Option", "Scalar", "bottleneck_widths"]
 
-GATES = ("none", "mean", "token")
+GATES = ("none", "mean", "token", "scalar")
 """`mean`: one value per example, the mean over its tokens (UniPELT; bidirectional stacks only). `token`: one value per
-token, safe for causal models."""
+token, safe for causal models. `scalar`: one learned number, the same for all inputs."""
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+
+WITHOUT_GATE = ("alpha", "scaling")
+"""Options that set LoRA's factor, whose place a gate takes: with a gate they are without effect."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Option:
     choices: tuple[str, ...] = ()
     """Words that are allowed; numbers are allowed where `numeric`."""
     numeric: bool = False
+    whole: bool = False
+    """Numbers must be whole."""
 
     def canonical(self, value: Scalar) -> Scalar:
         """`value` in its one form: numbers as float, words as they are.
@@ -36,16 +41,18 @@ class Option:
             ValueError: the value is not allowed here; says what is.
         """
         if self.numeric and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return float(value)
-        if isinstance(value, str) and value in self.choices:
+            if not self.whole or float(value).is_integer():
+                return float(value)
+        elif isinstance(value, str) and value in self.choices:
             return value
-        allowed = [*self.choices, *(["a number > 0"] if self.numeric else [])]
+        number = "a whole number > 0" if self.whole else "a number > 0"
+        allowed = [*self.choices, *([number] if self.numeric else [])]
         raise ValueError(f"must be {' or '.join(allowed)}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class ModuleKind:
-    """A kind of adapter module: `count` gives its stored parameters in a layer (all of them train)."""
+    """A kind of adapter module: `count` gives its stored parameters in a layer."""
 
     name: str
     title: str
@@ -54,68 +61,34 @@ class ModuleKind:
     roles: tuple[str, ...]
     default_roles: tuple[str, ...]
     options: Mapping[str, Option]
-    count: Callable[[Layer, str, int, Mapping[str, Scalar]], int]
+    count: Count
     supports: Callable[[Layer, str], bool]
     """Whether a layer has what a placement at this role needs."""
     max_size: int | None = None
     source: str = ""
+    trained: Count | None = None
+    """Parameters that train, where they are others than the stored ones."""
+
+    def count_trained(self, layer: Layer, role: str, size: int, options: Mapping[str, Scalar]) -> int:
+        return (self.trained or self.count)(layer, role, size, options)
 
 
-def _site(layer: Layer, role: str) -> Site:
-    site = layer.site(role)
-    if site is None:
-        raise KeyError(role)
-    return site
-
-
-def bottleneck_widths(layer: Layer, module: str, role: str) -> tuple[int, int]:
-    """Input and output width of a serial or parallel adapter at the sub-layer `role` (`attn` or `ffn`)."""
-    end = _site(layer, f"{role}.o" if role == "attn" else f"{role}.out")
-    if module == "serial":
-        return end.out_features, end.out_features
-    first = "attn.q" if layer.site("attn.q") else "attn.qkv"
-    start = _site(layer, first if role == "attn" else "ffn.in")
-    return start.in_features, end.out_features
-
-
-def _gate(options: Mapping[str, Scalar], width: int) -> int:
-    return 0 if options["gate"] == "none" else width + 1
-
-
-def _count_lora(layer: Layer, role: str, size: int, options: Mapping[str, Scalar]) -> int:
-    site = _site(layer, role)
-    return size * (site.in_features + site.out_features) + _gate(options, site.in_features)
-
-
-def _count_bottleneck(module: str) -> Callable[[Layer, str, int, Mapping[str, Scalar]], int]:
-    def count(layer: Layer, role: str, size: int, options: Mapping[str, Scalar]) -> int:
-        wide_in, wide_out = bottleneck_widths(layer, module, role)
-        weights = size * (wide_in + wide_out) + size + wide_out
-        return weights + (options["scale"] == "learned") + _gate(options, wide_in)
-
-    return count
-
-
-def _count_prefix(layer: Layer, role: str, size: int, options: Mapping[str, Scalar]) -> int:
-    return 2 * size * layer.n_kv_heads * layer.head_dim + _gate(options, layer.hidden)
-
-
-def _count_bitfit(layer: Layer, role: str, size: int, options: Mapping[str, Scalar]) -> int:
-    return sum(site.out_features for site in layer.sites if site.has_bias) + sum(layer.norm_biases)
-
-
-def _has_sublayer(layer: Layer, role: str) -> bool:
-    if role == "attn":
-        return layer.site("attn.o") is not None and bool(layer.site("attn.q") or layer.site("attn.qkv"))
-    return layer.site("ffn.in") is not None and layer.site("ffn.out") is not None
-
-
+_NO_OPTIONS: Mapping[str, Option] = MappingProxyType({})
 _GATE = Option("none", choices=GATES)
+_ALPHA = Option(16.0, numeric=True)
 _BOTTLENECK_OPTIONS = MappingProxyType(
     {
         "activation": Option("relu", choices=ACTIVATIONS),
         "scale": Option(1.0, choices=("learned",), numeric=True),
         "gate": _GATE,
+    }
+)
+_LORA_OPTIONS = MappingProxyType(
+    {
+        "alpha": _ALPHA,
+        "gate": _GATE,
+        "variant": Option("plain", choices=("plain", "dora", "fa")),
+        "scaling": Option("lora", choices=("lora", "rslora")),
     }
 )
 
@@ -129,10 +102,11 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 "r",
                 LINEAR_ROLES,
                 ("attn.q", "attn.v"),
-                MappingProxyType({"alpha": Option(16.0, numeric=True), "gate": _GATE}),
-                _count_lora,
-                lambda layer, role: layer.site(role) is not None,
-                source="Hu et al. 2022",
+                _LORA_OPTIONS,
+                formulas.lora,
+                formulas.has_site,
+                source="Hu et al. 2022; DoRA: Liu et al. 2024; FA: Zhang et al. 2023; rsLoRA: Kalajdzievski 2023",
+                trained=formulas.lora_trained,
             ),
             ModuleKind(
                 "serial",
@@ -141,8 +115,8 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 ("attn", "ffn"),
                 ("ffn",),
                 _BOTTLENECK_OPTIONS,
-                _count_bottleneck("serial"),
-                _has_sublayer,
+                formulas.bottleneck("serial"),
+                formulas.has_sublayer,
                 source="Houlsby et al. 2019; Pfeiffer et al. 2020",
             ),
             ModuleKind(
@@ -152,8 +126,8 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 ("attn", "ffn"),
                 ("ffn",),
                 _BOTTLENECK_OPTIONS,
-                _count_bottleneck("parallel"),
-                _has_sublayer,
+                formulas.bottleneck("parallel"),
+                formulas.has_sublayer,
                 source="He et al. 2022",
             ),
             ModuleKind(
@@ -162,10 +136,16 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 "l",
                 ("attn",),
                 ("attn",),
-                MappingProxyType({"gate": _GATE}),
-                _count_prefix,
+                MappingProxyType(
+                    {
+                        "gate": _GATE,
+                        "reparameterisation": Option("none", choices=("none",), numeric=True, whole=True),
+                    }
+                ),
+                formulas.prefix,
                 lambda layer, role: layer.prefix,
                 source="Li & Liang 2021",
+                trained=formulas.prefix_trained,
             ),
             ModuleKind(
                 "bitfit",
@@ -173,11 +153,92 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 "on",
                 ("layer",),
                 ("layer",),
-                MappingProxyType({}),
-                _count_bitfit,
-                lambda layer, role: any(site.has_bias for site in layer.sites) or bool(layer.norm_biases),
+                _NO_OPTIONS,
+                formulas.bitfit,
+                formulas.has_biases,
                 max_size=1,
                 source="Ben Zaken et al. 2022",
+            ),
+            ModuleKind(
+                "ia3",
+                "learned factors on keys, values and the inner activations of the FFN",
+                "on",
+                ("attn.k", "attn.v", "attn.qkv", "ffn.out"),
+                ("attn.k", "attn.v", "ffn.out"),
+                _NO_OPTIONS,
+                formulas.ia3,
+                formulas.has_site,
+                max_size=1,
+                source="Liu et al. 2022",
+            ),
+            ModuleKind(
+                "layernorm",
+                "the weights of the layer's norms, with their biases or without",
+                "on",
+                ("layer",),
+                ("layer",),
+                MappingProxyType({"trains": Option("weights", choices=("weights", "all"))}),
+                formulas.norms,
+                lambda layer, role: bool(layer.norm_weights),
+                max_size=1,
+                source="Zhao et al. 2023",
+            ),
+            ModuleKind(
+                "vera",
+                "random low-rank update from a seed, of which only two scaling vectors train",
+                "r",
+                LINEAR_ROLES,
+                ("attn.q", "attn.v"),
+                MappingProxyType(
+                    {"seed": Option(1.0, numeric=True, whole=True), "d_initial": Option(0.1, numeric=True)}
+                ),
+                formulas.vera,
+                formulas.has_site,
+                source="Kopiczko et al. 2024",
+            ),
+            ModuleKind(
+                "kronecker",
+                "Kronecker product of a small and a low-rank matrix as update of a linear map (LoKr)",
+                "r",
+                LINEAR_ROLES,
+                ("attn.q", "attn.v"),
+                MappingProxyType({"alpha": _ALPHA}),
+                formulas.kronecker,
+                formulas.has_site,
+                source="Edalati et al. 2022 (KronA); Yeh et al. 2024 (LoKr)",
+            ),
+            ModuleKind(
+                "compacter",
+                "bottleneck adapter whose maps are sums of Kronecker products of rank one",
+                "b",
+                ("attn", "ffn"),
+                ("ffn",),
+                _BOTTLENECK_OPTIONS,
+                formulas.compacter,
+                formulas.has_sublayer,
+                source="Mahabadi et al. 2021",
+            ),
+            ModuleKind(
+                "multihead",
+                "one small parallel adapter for each attention head, before the heads are joined",
+                "b",
+                ("attn",),
+                ("attn",),
+                _BOTTLENECK_OPTIONS,
+                formulas.multihead,
+                formulas.has_heads,
+                source="He et al. 2022",
+            ),
+            ModuleKind(
+                "prompt",
+                "learned vectors among the inputs of the first layer",
+                "l",
+                ("embeddings",),
+                ("embeddings",),
+                _NO_OPTIONS,
+                formulas.prompt,
+                lambda layer, role: layer.embeddings > 0,
+                source="Lester et al. 2021",
             ),
         )
     }

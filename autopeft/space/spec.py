@@ -76,7 +76,7 @@ class ModuleSpec(Frozen):
     """One module of the space: where it may stand and how large it may be."""
 
     kind: str | None = None
-    """The module's kind, where the entry has another name: lora, serial, parallel, prefix, bitfit."""
+    """The module's kind, where the entry has another name: lora, serial, parallel, prefix, ia3, …"""
     per: Literal["model", "group", "layer"] = "group"
     """What the settings are shared by."""
     size: Size
@@ -90,7 +90,19 @@ class ModuleSpec(Frozen):
     activation: Word | None = None
     """Non-linearity of an adapter: relu, gelu, silu, tanh."""
     gate: Word | None = None
-    """none, mean (UniPELT) or token; by default the space's own `gate`."""
+    """none, mean (UniPELT), token or scalar; by default the space's own `gate`."""
+    variant: Word | None = None
+    """LoRA's: plain, dora, fa (A is frozen)."""
+    scaling: Word | None = None
+    """LoRA's: lora (alpha / r) or rslora (alpha / √r)."""
+    trains: Word | None = None
+    """Of norms: weights, or all (their biases too)."""
+    reparameterisation: NumberOrWord | None = None
+    """Width of the MLP that makes a prefix during training, or none."""
+    seed: Number | None = None
+    """Of VeRA's random maps."""
+    d_initial: Number | None = None
+    """Start value of VeRA's inner scaling vector."""
 
     @field_validator("size")
     @classmethod
@@ -107,7 +119,9 @@ class ModuleSpec(Frozen):
         return value
 
 
-OPTION_FIELDS = ("alpha", "scale", "activation", "gate")
+OPTION_FIELDS = (
+    "alpha", "scale", "activation", "gate", "variant", "scaling", "trains", "reparameterisation", "seed", "d_initial",
+)  # fmt: skip
 
 
 class SpaceSpec(Frozen):

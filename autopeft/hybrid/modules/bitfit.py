@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid.modules.base import Attachment, LayerScope, OutputPart, Own, Parameters
+from autopeft.hybrid.modules.base import Attachment, OutputPart, Own, Parameters, Pass
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
@@ -37,7 +37,7 @@ class BiasDelta(OutputPart):
     def create(self, base: nn.Module) -> Parameters:
         return {"bias": nn.Parameter(torch.zeros(self.width))}
 
-    def forward(self, own: Own, x: Tensor, y: Tensor, scope: LayerScope, training: bool) -> Tensor:
+    def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:
         return y + own["bias"]
 
     @property

@@ -11,14 +11,14 @@ Sources: Houlsby et al. 2019; Pfeiffer et al. 2020 (serial); He et al. 2022 (par
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopeft.hybrid.modules.base import Attachment, LayerScope, Mailbox, OutputPart, Own, Parameters, widths
+from autopeft.hybrid.modules.base import Attachment, Mailbox, OutputPart, Own, Parameters, Pass
 from autopeft.hybrid.modules.gates import gate_value, new_gate
+from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
@@ -32,15 +32,15 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def attach_serial(placement: Placement, sites: LayerSites, dropout: float) -> tuple[Attachment, ...]:
     """A serial adapter stands at the sub-layer's last linear map."""
-    _, end = _ends(placement.role, sites)
-    part = Serial(_bottleneck("serial", placement, dropout))
+    _, end = ends(placement.role, sites)
+    part = Serial(bottleneck_of("serial", placement, dropout))
     return (Attachment(end, part, sites, part.bottleneck.gate),)
 
 
 def attach_parallel(placement: Placement, sites: LayerSites, dropout: float) -> tuple[Attachment, ...]:
     """A parallel adapter is computed at the sub-layer's first linear map and added at its last."""
-    start, end = _ends(placement.role, sites)
-    bottleneck, mailbox = _bottleneck("parallel", placement, dropout), Mailbox()
+    start, end = ends(placement.role, sites)
+    bottleneck, mailbox = bottleneck_of("parallel", placement, dropout), Mailbox()
     end_site = sites.layer.site("attn.o" if placement.role == "attn" else "ffn.out")
     assert end_site is not None
     computed = ParallelStart(bottleneck, end_site.out_features, mailbox)
@@ -50,15 +50,19 @@ def attach_parallel(placement: Placement, sites: LayerSites, dropout: float) -> 
     )
 
 
-def _ends(sublayer: str, sites: LayerSites) -> tuple[str, str]:
+def ends(sublayer: str, sites: LayerSites) -> tuple[str, str]:
+    """The first and the last linear map of a sub-layer."""
     if sublayer == "attn":
         return sites.linears.get("attn.q") or sites.linears["attn.qkv"], sites.linears["attn.o"]
     return sites.linears["ffn.in"], sites.linears["ffn.out"]
 
 
-def _bottleneck(kind: Literal["serial", "parallel"], placement: Placement, dropout: float) -> "Bottleneck":
+def bottleneck_of(
+    kind: str, placement: Placement, dropout: float, make: type["Bottleneck"] | None = None
+) -> "Bottleneck":
+    """The bottleneck that a placement asks for."""
     scale = placement.option("scale")
-    return Bottleneck(
+    return (make or Bottleneck)(
         kind,
         placement.size,
         str(placement.option("activation")),
@@ -70,7 +74,7 @@ def _bottleneck(kind: Literal["serial", "parallel"], placement: Placement, dropo
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What serial and parallel adapters share; parameters are named after `kind`."""
+    """What all bottleneck adapters share; parameters are named after `kind`."""
 
     kind: str
     b: int
@@ -80,41 +84,44 @@ class Bottleneck:
     gate: str
     dropout: float
 
-    def create(self, d_in: int, d_out: int) -> Parameters:
+    def maps(self, d_in: int, d_out: int) -> tuple[nn.Module, nn.Module]:
+        """D and U, of which U starts at zero, as do the biases."""
         down, up = nn.Linear(d_in, self.b), nn.Linear(self.b, d_out)
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
+        return down, up
+
+    def create(self, d_in: int, d_out: int) -> Parameters:
+        down, up = self.maps(d_in, d_out)
         parameters: Parameters = {f"{self.kind}_down": down, f"{self.kind}_up": up}
         if self.scale is None:
             parameters[f"{self.kind}_scale"] = nn.Parameter(torch.ones(1))
-        if self.gate != "none":
-            parameters[f"{self.kind}_gate"] = new_gate(d_in)
-        return parameters
+        return parameters | new_gate(self.gate, self.kind, d_in)
 
-    def forward(self, own: Own, x: Tensor, scope: LayerScope, training: bool) -> Tensor:
+    def forward(self, own: Own, x: Tensor, at: Pass) -> Tensor:
         down, up = own[f"{self.kind}_down"], own[f"{self.kind}_up"]
         x = x.to(down.weight.dtype)
-        update = up(_ACTIVATIONS[self.activation](down(functional.dropout(x, self.dropout, training))))
+        update = up(_ACTIVATIONS[self.activation](down(functional.dropout(x, self.dropout, at.training))))
         update = update * (own[f"{self.kind}_scale"] if self.scale is None else self.scale)
         if self.gate == "none":
             return update
-        return update * gate_value(self.gate, own[f"{self.kind}_gate"], x, scope)
+        return update * gate_value(self.gate, own[f"{self.kind}_gate"], x, at.scope)
 
 
 @dataclass(frozen=True)
 class Serial(OutputPart):
     kind = "serial"
-    position = 2
+    position = 3
 
     bottleneck: Bottleneck
 
     def create(self, base: nn.Module) -> Parameters:
-        _, width = widths(base)
+        _, width = linear_widths(base)
         return self.bottleneck.create(width, width)
 
-    def forward(self, own: Own, x: Tensor, y: Tensor, scope: LayerScope, training: bool) -> Tensor:
-        return y + self.bottleneck.forward(own, y, scope, training)
+    def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:
+        return y + self.bottleneck.forward(own, y, at)
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,11 @@ class ParallelStart(OutputPart):
     mailbox: Mailbox = field(compare=False)
 
     def create(self, base: nn.Module) -> Parameters:
-        d_in, _ = widths(base)
+        d_in, _ = linear_widths(base)
         return self.bottleneck.create(d_in, self.out_features)
 
-    def forward(self, own: Own, x: Tensor, y: Tensor, scope: LayerScope, training: bool) -> Tensor:
-        self.mailbox.put(self.bottleneck.forward(own, x, scope, training))
+    def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:
+        self.mailbox.put(self.bottleneck.forward(own, x, at))
         return y
 
 
@@ -141,12 +148,12 @@ class ParallelEnd(OutputPart):
     """Adds the update to the sub-layer's output."""
 
     kind = "parallel"
-    position = 3
+    position = 4
 
     mailbox: Mailbox = field(compare=False)
 
     def create(self, base: nn.Module) -> Parameters:
         return {}
 
-    def forward(self, own: Own, x: Tensor, y: Tensor, scope: LayerScope, training: bool) -> Tensor:
+    def forward(self, own: Own, x: Tensor, y: Tensor, at: Pass) -> Tensor:
         return y + self.mailbox.take().to(y.device)
