@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No timing in tests: a busy machine must not fail them. The same examples in every run.
+settings.register_profile("autopeft", deadline=None, derandomize=True)
+settings.load_profile("autopeft")
 
 ROOT = Path(__file__).parents[1]
 

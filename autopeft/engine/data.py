@@ -179,7 +179,8 @@ def _three_splits(found: Mapping[str, Split], name: str, task: TaskSpec, notes: 
     if len(train) < LEAST_ROWS or not all(parts) or len(set(parts[0].labels)) == 1:
         rows = "1 row is" if len(train) == 1 else f"{len(train)} rows are"
         raise DataError(
-            f"{name}: {rows} too few to cut a validation from; at least {LEAST_ROWS}, and 3 of each label, different texts."
+            f"{name}: {rows} too few to cut a validation from; at least {LEAST_ROWS}, "
+            "and 3 different texts of each label."
         )
     if held_out is None:
         splits = dict(zip(SPLITS, parts, strict=True))
