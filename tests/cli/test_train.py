@@ -99,7 +99,7 @@ def test_on_a_deeper_model_layers_are_mapped_and_it_says_how(searched):
     ("arguments", "message"),
     [
         (("--spec", "nowhere.json"), "no such file"),
-        (("--spec", "runs/r/best", "--model", "nowhere/at/all"), "no such folder"),
+        (("--spec", "runs/r/best", "--model", "a/b/c", "--data", "data/train.jsonl"), "no such folder"),
         (("--spec", "runs/r/best"), "Give them with --data"),
         (("--spec", "runs/r/best", "--data", "data/train.jsonl", "--set", "training.epoch=3"), "Did you mean 'epochs'"),
         (("--spec", "runs/r/best", "--data", "data/train.jsonl", "--seeds", "0"), "seeds"),
