@@ -183,7 +183,9 @@ def count(
 @app.command()
 def export(
     run: Run = None,
-    target: Annotated[str, typer.Option(help="autopeft, peft or spec; see `autopeft ls targets`.")] = "autopeft",
+    target: Annotated[
+        str, typer.Option(help="autopeft, peft, spec, init, merged, trainer, trl …; see `autopeft ls targets`.")
+    ] = "autopeft",
     trial: Annotated[int | None, typer.Option(help="This trial instead of the best.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to write; by default export/ in the run folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 from autopeft.errors import AutopeftError, ConfigError, ExportError
 from autopeft.export.migration import migrate
 from autopeft.export.spec import SPEC_FILE, AdapterSpec
+from autopeft.export.target import CONFIG_FILE
 from autopeft.space.architecture import Architecture
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 SpecSource = AdapterSpec | Architecture | Mapping[str, Any] | str | Path
 """A spec or an architecture, the JSON of either, or the path of a spec file or of an exported folder."""
@@ -82,10 +81,10 @@ def _from_json(data: Any, name: str) -> Given:
 def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    for name in (SPEC_FILE, ADAPTER_CONFIG):
+    for name in (SPEC_FILE, CONFIG_FILE):
         if (path / name).is_file():
             return path / name
-    raise ExportError(f"{path}: neither {SPEC_FILE} nor {ADAPTER_CONFIG} is in this folder")
+    raise ExportError(f"{path}: neither {SPEC_FILE} nor {CONFIG_FILE} is in this folder")
 
 
 def _read(path: Path) -> Any:

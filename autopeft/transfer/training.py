@@ -17,8 +17,8 @@ from autopeft.engine.trial import Evaluation, TrialJob, TrialResult, read_result
 from autopeft.errors import AutopeftError, StudyCorruptError, StudyMismatchError
 from autopeft.export.card import model_card
 from autopeft.export.folders import whole_folder
-from autopeft.export.plain_lora import CONFIG_FILE, WEIGHTS_FILE
 from autopeft.export.spec import FORMAT_VERSION, SPEC_FILE, AdapterSpec
+from autopeft.export.target import CONFIG_FILE, WEIGHTS_FILE
 from autopeft.resources import atomic_write
 from autopeft.study.identity import Part
 from autopeft.study.lock import RunLock
