@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 from autopeft._peft_hook import register_with_peft
 
 if TYPE_CHECKING:
-    from autopeft.api import search
+    from autopeft.api import search, train
     from autopeft.engine.models import find_model
     from autopeft.hybrid import HybridConfig, HybridModel
+    from autopeft.transfer import apply, load
 
 __version__ = "0.1.0"
-__all__ = ["HybridConfig", "HybridModel", "__version__", "find_model", "search"]
+__all__ = ["HybridConfig", "HybridModel", "__version__", "apply", "find_model", "load", "search", "train"]
 
 _LAZY = {
     "HybridConfig": "autopeft.hybrid",
     "HybridModel": "autopeft.hybrid",
+    "apply": "autopeft.transfer",
     "find_model": "autopeft.engine.models",
+    "load": "autopeft.transfer",
     "search": "autopeft.api",
+    "train": "autopeft.api",
 }
 
 

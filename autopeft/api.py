@@ -1,18 +1,23 @@
 """The Python API: what the command line does, as functions with the same names, options and results."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.config import load_options
 from autopeft.errors import AutopeftError
 from autopeft.export.spec import AdapterSpec, spec_of
 from autopeft.study.planning import make_plan
 from autopeft.study.progress import Listener, silent
 from autopeft.study.record import TrialRecord
 from autopeft.study.settings import SearchSettings, resolve_settings
+from autopeft.transfer.plan import make_train_plan
+from autopeft.transfer.settings import TrainSettings
 
 if TYPE_CHECKING:
     from autopeft.study.search import SearchOutcome
+    from autopeft.transfer.training import Trained
 
 BEST_FOLDER = "best"
 """In the run folder: the best trial as `autopeft export` writes it."""
@@ -55,6 +60,20 @@ def search(
         AutopeftError: as the command line; `exit_code` of the class is what it would exit with.
     """
     return search_with(resolve_settings({"budget": budget, **options}, config), listener)
+
+
+def train(spec: str | Path, *, tell: Callable[[str], None] = lambda line: None, **options: Any) -> "Trained":
+    """Train a found architecture as `autopeft train` does; options are its flags. `tell` takes lines of progress.
+
+    Raises:
+        AutopeftError: as the command line; `exit_code` of the class is what it would exit with.
+    """
+    given = [(f"--{name}", name, value) for name, value in {"spec": str(spec), **options}.items()]
+    settings = load_options(TrainSettings, [option for option in given if option[2] not in (None, ())])
+    plan = make_train_plan(settings)
+    from autopeft.transfer.training import run_training
+
+    return run_training(plan, tell)
 
 
 def search_with(settings: SearchSettings, listener: Listener = silent, *, rebuild: bool = False) -> SearchResult:

@@ -183,7 +183,9 @@ def count(
 @app.command()
 def export(
     run: Run = None,
-    target: Annotated[str, typer.Option(help="autopeft, peft or spec; see `autopeft ls targets`.")] = "autopeft",
+    target: Annotated[
+        str, typer.Option(help="autopeft, peft, spec, init, merged, trainer, trl …; see `autopeft ls targets`.")
+    ] = "autopeft",
     trial: Annotated[int | None, typer.Option(help="This trial instead of the best.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to write; by default export/ in the run folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
@@ -194,6 +196,32 @@ def export(
     from autopeft.cli.studies import export_study
 
     _out(export_study(run, target, trial, out, force), as_json)
+
+
+@app.command()
+def train(
+    spec: Annotated[str, typer.Option("--spec", help="Adapter spec, or a folder that `autopeft export` wrote.")],
+    model: Annotated[str | None, typer.Option("--model", help="By default the spec's base model.")] = None,
+    data: Data = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="How to train; by default as the search that found the spec.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings in all, earlier runs included.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trainings at a time, one process each.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder to write; by default runs/train-….")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for the recipe.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Train a found spec on this or another task or model, with one or several seeds.
+
+    The same command again goes on where it stopped. On a model of another depth, layers are mapped proportionally.
+    """
+    from autopeft.cli.transfer import run_train
+
+    given = {"model": model, "data": data, "recipe": recipe, "seeds": seeds, "seed": seed}
+    return run_train(spec, {**given, "workers": workers, "out": out, "set": tuple(set_ or ())}, as_json)
 
 
 @app.command()

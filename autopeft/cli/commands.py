@@ -13,10 +13,9 @@ from autopeft.cli.studies import best_lines, trial_data
 from autopeft.cli.text import big, share, table
 from autopeft.cli.views import LineView, LiveView
 from autopeft.engine.models import find_model, load_anatomy, load_tokenizer
-from autopeft.errors import AutopeftError, ConfigError, UsageError
-from autopeft.export.spec import AdapterSpec
+from autopeft.errors import ConfigError, UsageError
+from autopeft.export.reading import read_spec
 from autopeft.space.anatomy import Anatomy
-from autopeft.space.architecture import Architecture
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.counting import count_parameters
 from autopeft.space.layer_map import layer_map
@@ -185,17 +184,9 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
 
 
 def _count_spec(path: Path, model: str | None) -> Report:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
-    if isinstance(raw, dict) and "placements" in raw:
-        architecture, name = Architecture.from_json(raw), model
-    else:
-        found = _parse_spec(path, raw)
-        architecture, name = found.parsed_architecture, model or found.base_model.name
+    given = read_spec(path)
+    architecture = given.architecture
+    name = model or (given.spec.base_model.name if given.spec else None)
     if name is None:
         raise UsageError(f"{path}: names no base model. Give one with --model")
     anatomy = load_anatomy(name)
@@ -216,16 +207,3 @@ def _count_spec(path: Path, model: str | None) -> Report:
         "by_layer": dict(count.by_layer),
     }
     return "\n".join(text), data
-
-
-def _parse_spec(path: Path, raw: Any) -> AdapterSpec:
-    from pydantic import ValidationError
-
-    try:
-        return AdapterSpec.model_validate_json(json.dumps(raw))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: not an adapter spec: {where}: {first['msg']}") from error
-    except AutopeftError as error:
-        raise UsageError(f"{path}: not an adapter spec: {error}") from error

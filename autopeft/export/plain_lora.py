@@ -8,14 +8,15 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autopeft.errors import ExportError
 from autopeft.export.spec import AdapterSpec
+from autopeft.export.target import CONFIG_FILE, WEIGHTS_FILE
 from autopeft.space.architecture import Architecture
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _LORA_KEY = re.compile(r"(.*)\.autopeft_lora_([AB])\.weight")
 
 
@@ -24,6 +25,39 @@ def is_plain_lora(architecture: Architecture) -> bool:
     return architecture.modules == {"lora"} and all(
         p.option("gate") == "none" and p.option("variant") != "dora" for p in architecture.placements
     )
+
+
+def refuse_hybrid(architecture: Architecture, target: str, instead: str) -> None:
+    """
+    Raises:
+        ExportError: `target` holds LoRA alone; names the modules that it cannot hold, and what can be done `instead`.
+    """
+    if is_plain_lora(architecture):
+        return
+    held = Counter(
+        "gated lora" if p.module == "lora" else p.module
+        for p in architecture.placements
+        if p.module != "lora" or p.option("gate") != "none"
+    )
+    named = ", ".join(f"{module} ({n} places)" for module, n in sorted(held.items())) or "an empty architecture"
+    raise ExportError(f"{target} cannot hold {named}, only LoRA without gates. Search with --space lora, or {instead}")
+
+
+def lora_settings(spec: AdapterSpec) -> dict[str, Any]:
+    """Arguments of `LoraConfig` that make the architecture: r, lora_alpha, target_modules and the two patterns.
+
+    Raises:
+        ModelError: the base model's config cannot be read.
+    """
+    ranks, alphas = _by_module(spec)
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(ranks),
+        "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {_exactly(name): a for name, a in alphas.items() if a != alpha},
+    }
 
 
 def write_plain_lora(source: Path, spec: AdapterSpec, target: Path) -> None:
@@ -36,16 +70,9 @@ def write_plain_lora(source: Path, spec: AdapterSpec, target: Path) -> None:
     from peft import LoraConfig
     from safetensors.torch import load_file, save_file
 
-    architecture = spec.parsed_architecture
     ours: dict[str, Any] = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
-    ranks, alphas = _by_module(spec)
-    rank, alpha = _most_common(ranks), _most_common(alphas)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=sorted(ranks),
-        rank_pattern={_exactly(name): r for name, r in ranks.items() if r != rank},
-        alpha_pattern={_exactly(name): a for name, a in alphas.items() if a != alpha},
+        **lora_settings(spec),
         lora_dropout=ours.get("dropout", 0.0),
         modules_to_save=ours.get("modules_to_save"),
         task_type=ours.get("task_type"),
@@ -58,8 +85,9 @@ def write_plain_lora(source: Path, spec: AdapterSpec, target: Path) -> None:
         if match is None and ".autopeft_" in key:
             raise ExportError(f"{source / WEIGHTS_FILE}: '{key}' is no LoRA weight")
         weights[f"{match[1]}.lora_{match[2]}.weight" if match else key] = tensor
-    if 2 * len(architecture) != sum(".lora_" in key for key in weights):
-        raise ExportError(f"{source / WEIGHTS_FILE}: its weights are not those of {len(architecture)} LoRA modules")
+    n_modules = len(spec.parsed_architecture)
+    if 2 * n_modules != sum(".lora_" in key for key in weights):
+        raise ExportError(f"{source / WEIGHTS_FILE}: its weights are not those of {n_modules} LoRA modules")
     save_file(weights, target / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(target))
 
@@ -84,7 +112,7 @@ def _by_module(spec: AdapterSpec) -> tuple[dict[str, int], dict[str, float]]:
     return ranks, alphas
 
 
-def _most_common(values: dict[str, Any]) -> Any:
+def _most_common(values: Mapping[str, Any]) -> Any:
     return Counter(values.values()).most_common(1)[0][0]
 
 

@@ -1,7 +1,7 @@
 """The adapter spec: an architecture with its base model, recipe and evidence, as JSON that outlives this program.
 
 Its JSON Schema is what `autopeft schema spec` prints. Specs hold roles, never module paths: they can be applied to
-another model with the same layers.
+another model, see `autopeft.transfer`. Files of older versions are read through `migration`.
 """
 
 import json
@@ -16,6 +16,7 @@ from autopeft.space.architecture import Architecture
 from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord
 
 SPEC_FILE = "autopeft_spec.json"
+FORMAT_VERSION = 2
 
 
 class BaseModelSpec(Frozen):
@@ -31,6 +32,8 @@ class BaseModelSpec(Frozen):
     """Fingerprint of its layers, widths and roles."""
     n_parameters: int
     """As AutoModel loads it: task head excluded, tied weights once."""
+    layers: Mapping[str, int] = Field(default_factory=dict)
+    """Stack → number of layers; empty in specs of version 1, which did not say."""
 
 
 class TaskEvidence(Frozen):
@@ -55,9 +58,9 @@ class ParameterEvidence(Frozen):
     """By the optimiser, task head apart."""
     head: int
     """Of the task head, which trains with the adapter."""
-    budget: str
-    """As it was given."""
-    budget_parameters: int
+    budget: str | None
+    """As the search was given it; None where the adapter was not searched for on this model."""
+    budget_parameters: int | None
     """What it came to on this model."""
 
 
@@ -72,27 +75,68 @@ class HeldOutEvidence(Frozen):
     """95 % bootstrap interval of that metric over the rows; the spread over seeds is not in it."""
 
 
+class SeedFigure(Frozen):
+    """One training of the architecture."""
+
+    seed: int
+    """Of the first weights, the order of batches and dropout."""
+    validation: float
+    """At its best epoch."""
+    held_out: float
+    """On rows that no training saw."""
+
+
+class SeedEvidence(Frozen):
+    """The metric on the held-out rows, over trainings that differ in their seed alone."""
+
+    figures: tuple[SeedFigure, ...]
+    """In the order of the seeds."""
+    mean: float
+    """Of the held-out figures."""
+    interval: tuple[float, float] | None
+    """95 % t-interval of that mean over seeds; None for one seed. The spread over rows is not in it."""
+    saved_seed: int
+    """Whose weights are in the adapter file: the best on validation."""
+
+
 class Evidence(Frozen):
-    """What the study measured for this architecture."""
+    """What was measured for this architecture."""
 
     metric: str
     """What was maximised."""
     validation: float
     """At the best epoch, on the split that the search selects by: optimistic."""
     held_out: HeldOutEvidence | None
-    """Only for the study's best trial."""
-    trial: int
-    """Number of the trial."""
-    trials: int
-    """Completed trials of the study."""
-    seed: int
-    """Of the study."""
+    """Of the saved weights; of a study, only for its best trial."""
+    trial: int | None
+    """Number of the trial that found the architecture; None where no study did."""
+    trials: int | None
+    """Completed trials of that study."""
+    seed: int | None
+    """Of that study."""
+    seeds: SeedEvidence | None = None
+    """Where the architecture was trained with several seeds."""
+
+
+class Origin(Frozen):
+    """Where an architecture was found that was then trained elsewhere."""
+
+    base_model: str
+    """Name of the model that it was found on."""
+    task: str
+    """Data set that it was found on."""
+    metric: str
+    """What the search maximised."""
+    validation: float
+    """What it scored there, on the rows that selected it."""
+    layers: tuple[str, ...] = ()
+    """How its layers were mapped, where the depth differs."""
 
 
 class AdapterSpec(Frozen):
     """An adapter that a search has found."""
 
-    version: Literal[1]
+    version: Literal[2]
     """Of this format."""
     kind: Literal["autopeft adapter spec"]
     """Tells the file from other JSON."""
@@ -110,6 +154,8 @@ class AdapterSpec(Frozen):
     """The data."""
     evidence: Evidence
     """What was measured."""
+    origin: Origin | None = None
+    """Where the architecture was found, if it was transferred from there."""
     provenance: Mapping[str, str] = Field(default_factory=dict)
     """Versions of the libraries that made it."""
 
@@ -141,7 +187,7 @@ def spec_of(view: StudyView, trial: TrialRecord) -> AdapterSpec:
     held_out = view.summary.get(HELD_OUT_SUMMARY)
     of_this_trial = isinstance(held_out, dict) and held_out.get("trial") == trial.number
     data = {
-        "version": 1,
+        "version": FORMAT_VERSION,
         "kind": "autopeft adapter spec",
         "architecture": trial.architecture.to_json(),
         "base_model": context["base_model"],

@@ -1,64 +1,57 @@
-"""Where an adapter can go: every target is a function that fills a folder, and says by name what it cannot hold."""
+"""Where an adapter can go: every target fills a folder, and refuses by name what it cannot hold."""
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from autopeft.errors import ExportError, UnknownNameError
+from autopeft.export.axolotl import write_axolotl
 from autopeft.export.card import model_card
 from autopeft.export.folders import whole_folder
-from autopeft.export.plain_lora import CONFIG_FILE, WEIGHTS_FILE, is_plain_lora, write_plain_lora
-from autopeft.export.spec import SPEC_FILE, AdapterSpec, spec_of
+from autopeft.export.init import write_init
+from autopeft.export.llama_factory import write_llama_factory
+from autopeft.export.merged import write_merged
+from autopeft.export.ms_swift import write_ms_swift
+from autopeft.export.plain_lora import is_plain_lora, write_plain_lora
+from autopeft.export.scripts import write_trainer, write_trl
+from autopeft.export.spec import AdapterSpec, spec_of
+from autopeft.export.target import CONFIG_FILE, WEIGHTS_FILE, Target, weights_of, write_spec
 from autopeft.resources import atomic_write
 from autopeft.study.layout import trial_folder
 from autopeft.study.record import StudyView, TrialRecord, best_trial
 
 
-@dataclass(frozen=True)
-class Target:
-    """One way out."""
-
-    title: str
-    write: Callable[[Path, AdapterSpec, Path], None]
-    """(folder of the trial's adapter, spec, empty folder to fill)."""
-
-
-def _write_spec(source: Path, spec: AdapterSpec, folder: Path) -> None:
-    atomic_write(folder / SPEC_FILE, spec.to_text())
-
-
 def _write_hybrid(source: Path, spec: AdapterSpec, folder: Path) -> None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(_weights(source, spec) / name, folder / name)
+        shutil.copyfile(weights_of(source, spec) / name, folder / name)
     atomic_write(folder / "README.md", model_card(spec, is_plain_lora=False))
-    _write_spec(source, spec, folder)
+    write_spec(source, spec, folder)
 
 
 def _write_peft(source: Path, spec: AdapterSpec, folder: Path) -> None:
     if not is_plain_lora(spec.parsed_architecture):
         _write_hybrid(source, spec, folder)
         return
-    write_plain_lora(_weights(source, spec), spec, folder)
+    write_plain_lora(weights_of(source, spec), spec, folder)
     atomic_write(folder / "README.md", model_card(spec, is_plain_lora=True))
-    _write_spec(source, spec, folder)
-
-
-def _weights(source: Path, spec: AdapterSpec) -> Path:
-    if not all((source / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
-        raise ExportError(
-            f"the weights of trial {spec.evidence.trial} were not kept (only those of the best trials are: --keep). "
-            "Its architecture can be exported with --target spec"
-        )
-    return source
+    write_spec(source, spec, folder)
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "autopeft": Target("adapter folder for PEFT (peft_type AUTOPEFT), spec and model card", _write_hybrid),
         "peft": Target("the same; a LoRA-only architecture as a plain LoRA adapter", _write_peft),
-        "spec": Target("autopeft_spec.json alone", _write_spec),
+        "spec": Target("autopeft_spec.json alone", write_spec),
+        "init": Target("untrained adapter folder, for pipelines that only go on with one", write_init),
+        "merged": Target("the model with the adapter in its weights (LoRA and BitFit)", write_merged),
+        "trainer": Target("a script that trains the architecture with the HF Trainer", write_trainer),
+        "trl": Target("a script that trains it with TRL's SFTTrainer (causal models)", write_trl),
+        "axolotl": Target("axolotl YAML; a hybrid through our plugin (causal models)", write_axolotl),
+        "llama-factory": Target(
+            "LLaMA-Factory YAML and an untrained LoRA adapter (causal models)", write_llama_factory
+        ),
+        "ms-swift": Target("ms-swift plugin and command (causal models)", write_ms_swift),
     }
 )
 
@@ -70,15 +63,25 @@ def export(
 
     Raises:
         UnknownNameError: no such target.
-        ExportError: no such trial, it is not complete, its weights are gone, or `out` exists and `force` is not given.
+        ExportError: no such trial, it is not complete, its weights are gone, the target cannot hold it, or `out` exists
+            and `force` is not given.
     """
     if target not in TARGETS:
         raise UnknownNameError("export target", target, tuple(TARGETS))
     chosen = _choose(view, trial)
     spec = spec_of(view, chosen)
-    with whole_folder(out, force) as folder:
-        TARGETS[target].write(trial_folder(run, chosen.number), spec, folder)
+    write_target(target, trial_folder(run, chosen.number), spec, out, force)
     return spec
+
+
+def write_target(target: str, source: Path, spec: AdapterSpec, out: Path, force: bool = False) -> None:
+    """Write the adapter in `source` into the folder `out`.
+
+    Raises:
+        ExportError: the target cannot hold it, weights are missing, or `out` exists and `force` is not given.
+    """
+    with whole_folder(out, force) as folder:
+        TARGETS[target].write(source, spec, folder)
 
 
 def _choose(view: StudyView, number: int | None) -> TrialRecord:

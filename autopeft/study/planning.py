@@ -20,6 +20,7 @@ from autopeft.errors import ConfigError, UnknownNameError
 from autopeft.samplers import SAMPLERS
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
+from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.identity import Identity, Part
@@ -32,7 +33,7 @@ MOST_WORKERS = 4
 WORKER_BYTES = 1 << 30
 """What a worker takes besides its model: libraries, data, activations."""
 _SPACE_OPTION = "space."
-_LIBRARIES = ("autopeft", "torch", "transformers", "peft", "optuna")
+LIBRARIES = ("autopeft", "torch", "transformers", "peft", "optuna")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def make_plan(settings: SearchSettings) -> Plan:
     space = bind_space(spec, task.anatomy, budget)
     n_trials = settings.trials or recipe.trials
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
-    facts = {name: _version(name) for name in _LIBRARIES}
+    facts = {name: _version(name) for name in LIBRARIES}
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
 
     identity = Identity(
@@ -102,7 +103,7 @@ def make_plan(settings: SearchSettings) -> Plan:
             ("space.yaml", to_yaml(spec)),
             ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
         ),
-        context=_context(task),
+        context=context_of(task),
         facts=_facts(task),
         notes=task.data.notes,
     )
@@ -182,16 +183,16 @@ def _default_recipe(settings: SearchSettings) -> str:
 
 def _run_name(settings: SearchSettings, task: Task) -> str:
     """`rte-bert-base-uncased-hybrid-0.5pct-seed0`, from what the user named."""
-    parts = [_word(settings.data or task.data.name)]
+    parts = [name_word(settings.data or task.data.name)]
     if settings.model:
-        parts.append(_word(settings.model))
+        parts.append(name_word(settings.model))
     if settings.recipe not in (None, _default_recipe(settings)):
-        parts.append(_word(settings.recipe or ""))
-    parts += [_word(settings.space), settings.budget.replace("%", "pct"), f"seed{settings.seed}"]
+        parts.append(name_word(settings.recipe or ""))
+    parts += [name_word(settings.space), settings.budget.replace("%", "pct"), f"seed{settings.seed}"]
     return "-".join(parts)
 
 
-def _word(name: str) -> str:
+def name_word(name: str) -> str:
     """The part of a path or id that tells it from others, safe as a file name."""
     path = Path(name)
     stem = path.stem if path.suffix in {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml"} else path.name
@@ -205,7 +206,7 @@ def _file(run: Path, name: str) -> str:
     return str(run / name)
 
 
-def _context(task: Task) -> dict[str, Any]:
+def context_of(task: Task) -> dict[str, Any]:
     """What exports need to know of the study; see `autopeft.export.spec`."""
     return {
         "base_model": {
@@ -214,6 +215,7 @@ def _context(task: Task) -> dict[str, Any]:
             "model_type": task.anatomy.model_type,
             "anatomy": task.anatomy.fingerprint,
             "n_parameters": task.anatomy.n_parameters,
+            "layers": depth_of(task.anatomy),
         },
         "recipe": task.recipe.model_dump(mode="json"),
         "task": {

@@ -26,7 +26,9 @@ def modules_after(arguments: list[str], cwd=None) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize("command", [[], ["search"], ["status"], ["show"], ["ls"], ["check"], ["count"], ["export"]])
+@pytest.mark.parametrize(
+    "command", [[], ["search"], ["status"], ["show"], ["ls"], ["check"], ["count"], ["export"], ["train"]]
+)
 def test_help_imports_nothing_heavy(command):
     assert not HEAVY & modules_after([*command, "--help"])
 

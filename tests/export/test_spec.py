@@ -16,7 +16,7 @@ ARCHITECTURE = Architecture.of([place("encoder", 0, "attn.q", "lora", 8), place(
 
 def spec(**change: object) -> AdapterSpec:
     data = {
-        "version": 1,
+        "version": 2,
         "kind": "autopeft adapter spec",
         "architecture": ARCHITECTURE.to_json(),
         "base_model": {"name": "org/model", "model_type": "bert", "anatomy": "0", "n_parameters": 1_000_000},
@@ -42,7 +42,7 @@ def test_a_spec_survives_its_file():
     assert spec().parsed_architecture == ARCHITECTURE
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"kind": "x"}, {"architecture": {"version": 1}}, {"code": "x"}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"kind": "x"}, {"architecture": {"version": 1}}, {"code": "x"}])
 def test_a_spec_that_is_none_is_refused(change):
     with pytest.raises(Exception, match=r"version|kind|placements|code"):
         spec(**change)

@@ -1,0 +1,43 @@
+"""The base model with the adapter added to its weights: a plain transformers model, as fast as the base."""
+
+from collections import Counter
+from pathlib import Path
+
+from autopeft.errors import ExportError
+from autopeft.export.base import base_model_of
+from autopeft.export.spec import AdapterSpec
+from autopeft.export.target import weights_of, write_spec
+
+_MERGING = ("lora", "bitfit")
+
+
+def write_merged(source: Path, spec: AdapterSpec, folder: Path) -> None:
+    """Model, tokeniser and spec.
+
+    Raises:
+        ExportError: the architecture holds modules that no weight of the model can take up; names them.
+        ModelError: the base model cannot be loaded, or the adapter does not fit it.
+    """
+    from autopeft.engine.models import find_model, load_tokenizer
+    from autopeft.hybrid import load_strict
+
+    obstacles = Counter(
+        p.module if p.module not in _MERGING else f"gated {p.module}"
+        for p in spec.parsed_architecture.placements
+        if p.module not in _MERGING or p.all_options.get("gate", "none") != "none"
+    )
+    if obstacles:
+        named = ", ".join(f"{module} ({n} places)" for module, n in sorted(obstacles.items()))
+        raise ExportError(
+            f"merged cannot hold {named}: only LoRA and BitFit without gates are sums of weights. Search with "
+            "--space lora, or load the adapter beside the model: --target autopeft"
+        )
+    adapted = load_strict(base_model_of(weights_of(source, spec)), source)
+    model = adapted.merge_and_unload(safe_merge=True)
+    if spec.task.labels:
+        model.config.id2label = dict(enumerate(spec.task.labels))
+        model.config.label2id = {label: i for i, label in enumerate(spec.task.labels)}
+    model.save_pretrained(folder)
+    name = spec.base_model.name
+    load_tokenizer(name, find_model(name, spec.base_model.revision, weights=False)).save_pretrained(folder)
+    write_spec(source, spec, folder)

@@ -1,0 +1,1 @@
+"""Plugins by which other trainers use our architectures; each module imports the trainer that it is for."""

@@ -1,0 +1,28 @@
+"""What a user may say about training a found architecture: flag = Python argument."""
+
+from pydantic import Field
+
+from autopeft.config import Frozen
+
+
+class TrainSettings(Frozen):
+    """Settings of `autopeft train`."""
+
+    spec: str
+    """An adapter spec, or a folder that `autopeft export` wrote."""
+    model: str | None = None
+    """Folder, hub id, or package:NAME; the spec's base model by default."""
+    data: str | None = None
+    """Labelled data, as for a search; the data set of the recipe by default."""
+    recipe: str | None = None
+    """How to train, a shipped name or a YAML file; by default as the search did that found the spec."""
+    seeds: int = Field(default=1, ge=1, le=1000)
+    """Trainings in all, with consecutive seeds; earlier runs in the same folder count."""
+    seed: int = Field(default=0, ge=0, le=2**31)
+    """The first of them."""
+    out: str | None = None
+    """Folder to write; by default runs/ and a name made of spec, data and model."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Trainings at a time, one process each."""
+    set: tuple[str, ...] = ()
+    """key=value, changes to the recipe (training.epochs=3)."""
