@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from autopeft.errors import ExportError, UnknownNameError
+from autopeft.export.adapterhub import write_adapters
 from autopeft.export.axolotl import write_axolotl
 from autopeft.export.card import model_card
 from autopeft.export.folders import whole_folder
@@ -45,6 +46,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "spec": Target("autopeft_spec.json alone", write_spec),
         "init": Target("untrained adapter folder, for pipelines that only go on with one", write_init),
         "merged": Target("the model with the adapter in its weights (LoRA and BitFit)", write_merged),
+        "adapters": Target(
+            "AdapterHub `adapters`: one adapter a module and size, as a Stack (BERT, RoBERTa)", write_adapters
+        ),
         "trainer": Target("a script that trains the architecture with the HF Trainer", write_trainer),
         "trl": Target("a script that trains it with TRL's SFTTrainer (causal models)", write_trl),
         "axolotl": Target("axolotl YAML; a hybrid through our plugin (causal models)", write_axolotl),

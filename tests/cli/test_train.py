@@ -19,7 +19,7 @@ def trained(searched):
 
 
 def test_it_tells_what_it_does_and_ends_with_the_figures_over_seeds(trained):
-    place, done = trained
+    _, done = trained
     assert done.code == 0, done.err
     told = done.err.splitlines()
     assert told[0] == "folder   runs/t (new): 2 seeds from 0"
