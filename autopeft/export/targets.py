@@ -15,8 +15,9 @@ from autopeft.export.llama_factory import write_llama_factory
 from autopeft.export.merged import write_merged
 from autopeft.export.ms_swift import write_ms_swift
 from autopeft.export.plain_lora import is_plain_lora, write_plain_lora
+from autopeft.export.reading import read_spec
 from autopeft.export.scripts import write_trainer, write_trl
-from autopeft.export.spec import AdapterSpec, spec_of
+from autopeft.export.spec import SPEC_FILE, AdapterSpec, spec_of
 from autopeft.export.target import CONFIG_FILE, WEIGHTS_FILE, Target, weights_of, write_spec
 from autopeft.resources import atomic_write
 from autopeft.study.layout import trial_folder
@@ -76,6 +77,22 @@ def export(
     spec = spec_of(view, chosen)
     write_target(target, trial_folder(run, chosen.number), spec, out, force)
     return spec
+
+
+def export_adapter(adapter: Path, out: Path, target: str = "autopeft", force: bool = False) -> AdapterSpec:
+    """Write the adapter in a folder that `export` or `train` has written into the folder `out`; returns its spec.
+
+    Raises:
+        UnknownNameError: no such target.
+        ExportError: there is no spec in `adapter`, or as in `export`.
+    """
+    if target not in TARGETS:
+        raise UnknownNameError("export target", target, tuple(TARGETS))
+    given = read_spec(adapter)
+    if given.spec is None:
+        raise ExportError(f"{given.name}: an architecture alone. An adapter folder with {SPEC_FILE} is needed")
+    write_target(target, adapter, given.spec, out, force)
+    return given.spec
 
 
 def write_target(target: str, source: Path, spec: AdapterSpec, out: Path, force: bool = False) -> None:

@@ -69,6 +69,14 @@ def test_finished_seeds_are_kept_and_further_ones_added(trained):
     assert len(data["evidence"]["seeds"]["figures"]) == 3
 
 
+def test_what_was_trained_is_exported_like_what_was_found(trained):
+    place, _ = trained
+    done = place("export", "--adapter", "runs/t/best", "--target", "init", "--out", "initial")
+    assert done.code == 0, done.err
+    assert (place.folder / "initial" / "adapter_model.safetensors").is_file()
+    assert place("export", "--adapter", "runs/t", "--out", "x").code == 2
+
+
 def test_a_folder_of_something_else_is_refused_with_the_difference(trained):
     place, _ = trained
     other = place(*SPEC, "--data", "other/train.jsonl", "--out", "runs/t", "--set", "training.epochs=1")
