@@ -187,14 +187,18 @@ def export(
         str, typer.Option(help="autopeft, peft, spec, init, merged, trainer, trl …; see `autopeft ls targets`.")
     ] = "autopeft",
     trial: Annotated[int | None, typer.Option(help="This trial instead of the best.")] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="An exported or trained folder, not a run.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to write; by default export/ in the run folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the best adapter as a spec and as a folder that PEFT loads."""
-    from autopeft.cli.studies import export_study
+    """Write the best adapter as a spec and as a folder that PEFT loads, or for another trainer."""
+    from autopeft.cli.studies import export_folder, export_study
 
+    if adapter is not None:
+        _out(export_folder(adapter, target, out, force), as_json)
+        return
     _out(export_study(run, target, trial, out, force), as_json)
 
 

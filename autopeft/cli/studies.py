@@ -87,11 +87,28 @@ def show_study(what: Sequence[str], run: str | None) -> Report:
 
 
 def export_study(run: str | None, target: str, trial: int | None, out: str | None, force: bool) -> Report:
-    from autopeft.export import SPEC_FILE, export
+    from autopeft.export import export
 
     folder = find_run(run)
     place = Path(out) if out else folder / "export" / target
-    spec = export(read_study(folder), folder, place, target, trial, force)
+    return _exported(place, export(read_study(folder), folder, place, target, trial, force))
+
+
+def export_folder(adapter: str, target: str, out: str | None, force: bool) -> Report:
+    """
+    Raises:
+        ExportError: no spec in the folder, or as `export_study`.
+    """
+    from autopeft.export import export_adapter
+
+    if out is None:
+        raise UsageError("export: --adapter needs --out, a folder to write")
+    return _exported(Path(out), export_adapter(Path(adapter), Path(out), target, force))
+
+
+def _exported(place: Path, spec: Any) -> Report:
+    from autopeft.export import SPEC_FILE
+
     files = sorted(path.name for path in place.iterdir())
     lines = [f"{place}: {', '.join(files)}"]
     if "adapter_config.json" in files:

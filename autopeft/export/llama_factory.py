@@ -17,7 +17,8 @@ _HEAD = """\
 # llamafactory-cli train llama_factory.yaml
 #
 # Run it in this folder. Replace dataset by one of yours in LLaMA-Factory's dataset_info.json, and template by your
-# model's. What is trained is the adapter in init/: its ranks, not lora_rank.
+# model's. What is trained is the adapter in init/: its ranks, not lora_rank. Warm-up is left to you: the key for it
+# depends on the version of transformers (warmup_ratio, or warmup_steps below 1).
 """
 
 
@@ -45,7 +46,6 @@ def write_llama_factory(source: Path, spec: AdapterSpec, folder: Path) -> None:
         "per_device_train_batch_size": training.get("batch_size", 8),
         "num_train_epochs": float(training.get("epochs", 3)),
         "learning_rate": training.get("learning_rate", 1e-3),
-        "warmup_ratio": training.get("warmup_fraction", 0.06),
         "weight_decay": training.get("weight_decay", 0.0),
         "max_grad_norm": training.get("gradient_clip", 1.0),
         "lr_scheduler_type": "linear",

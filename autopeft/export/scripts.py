@@ -101,6 +101,7 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -140,6 +141,7 @@ trainer = SFTTrainer(
         max_length=training.get("max_length", 512),
         lr_scheduler_type="linear",
         warmup_steps=training.get("warmup_fraction", 0.06),
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         seed=given.seed,
         report_to=[],
     ),

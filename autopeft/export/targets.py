@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from autopeft.errors import ExportError, UnknownNameError
+from autopeft.export.adapterhub import write_adapters
 from autopeft.export.axolotl import write_axolotl
 from autopeft.export.card import model_card
 from autopeft.export.folders import whole_folder
@@ -14,8 +15,9 @@ from autopeft.export.llama_factory import write_llama_factory
 from autopeft.export.merged import write_merged
 from autopeft.export.ms_swift import write_ms_swift
 from autopeft.export.plain_lora import is_plain_lora, write_plain_lora
+from autopeft.export.reading import read_spec
 from autopeft.export.scripts import write_trainer, write_trl
-from autopeft.export.spec import AdapterSpec, spec_of
+from autopeft.export.spec import SPEC_FILE, AdapterSpec, spec_of
 from autopeft.export.target import CONFIG_FILE, WEIGHTS_FILE, Target, weights_of, write_spec
 from autopeft.resources import atomic_write
 from autopeft.study.layout import trial_folder
@@ -45,6 +47,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "spec": Target("autopeft_spec.json alone", write_spec),
         "init": Target("untrained adapter folder, for pipelines that only go on with one", write_init),
         "merged": Target("the model with the adapter in its weights (LoRA and BitFit)", write_merged),
+        "adapters": Target(
+            "AdapterHub `adapters`: one adapter a module and size, as a Stack (BERT, RoBERTa)", write_adapters
+        ),
         "trainer": Target("a script that trains the architecture with the HF Trainer", write_trainer),
         "trl": Target("a script that trains it with TRL's SFTTrainer (causal models)", write_trl),
         "axolotl": Target("axolotl YAML; a hybrid through our plugin (causal models)", write_axolotl),
@@ -72,6 +77,22 @@ def export(
     spec = spec_of(view, chosen)
     write_target(target, trial_folder(run, chosen.number), spec, out, force)
     return spec
+
+
+def export_adapter(adapter: Path, out: Path, target: str = "autopeft", force: bool = False) -> AdapterSpec:
+    """Write the adapter in a folder that `export` or `train` has written into the folder `out`; returns its spec.
+
+    Raises:
+        UnknownNameError: no such target.
+        ExportError: there is no spec in `adapter`, or as in `export`.
+    """
+    if target not in TARGETS:
+        raise UnknownNameError("export target", target, tuple(TARGETS))
+    given = read_spec(adapter)
+    if given.spec is None:
+        raise ExportError(f"{given.name}: an architecture alone. An adapter folder with {SPEC_FILE} is needed")
+    write_target(target, adapter, given.spec, out, force)
+    return given.spec
 
 
 def write_target(target: str, source: Path, spec: AdapterSpec, out: Path, force: bool = False) -> None:

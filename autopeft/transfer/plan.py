@@ -14,6 +14,7 @@ from autopeft.engine.recipe import TaskSpec, TrialRecipe, load_recipe
 from autopeft.engine.trial import Backend, TrialJob
 from autopeft.errors import ModelError, UsageError
 from autopeft.export.reading import Given, read_spec
+from autopeft.resources import atomic_write
 from autopeft.space.architecture import Architecture
 from autopeft.space.modules import Scalar
 from autopeft.study.identity import Part
@@ -101,7 +102,7 @@ def _recipe(settings: TrainSettings, given: Given) -> TrialRecipe:
         found = found.model_copy(update={"task": TaskSpec()})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
-        file.write_text(to_yaml(found), encoding="utf-8")
+        atomic_write(file, to_yaml(found))
         return load_recipe(str(file), settings.set)
 
 

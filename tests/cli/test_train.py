@@ -19,7 +19,7 @@ def trained(searched):
 
 
 def test_it_tells_what_it_does_and_ends_with_the_figures_over_seeds(trained):
-    place, done = trained
+    _, done = trained
     assert done.code == 0, done.err
     told = done.err.splitlines()
     assert told[0] == "folder   runs/t (new): 2 seeds from 0"
@@ -67,6 +67,14 @@ def test_finished_seeds_are_kept_and_further_ones_added(trained):
     assert (place.folder / "runs/t/seeds/1/result.json").stat().st_mtime_ns == kept
     data = place.json(*command)
     assert len(data["evidence"]["seeds"]["figures"]) == 3
+
+
+def test_what_was_trained_is_exported_like_what_was_found(trained):
+    place, _ = trained
+    done = place("export", "--adapter", "runs/t/best", "--target", "init", "--out", "initial")
+    assert done.code == 0, done.err
+    assert (place.folder / "initial" / "adapter_model.safetensors").is_file()
+    assert place("export", "--adapter", "runs/t", "--out", "x").code == 2
 
 
 def test_a_folder_of_something_else_is_refused_with_the_difference(trained):

@@ -29,7 +29,7 @@ def loras(stack: str, q: str = "attn.q") -> Architecture:
 
 
 def trained_adapter(folder: Path, family: str, kind: str, task_type: str = "SEQ_CLS") -> TrainedAdapter:
-    """`kind`: lora, bitfit (LoRA and BitFit), or mixed."""
+    """`kind`: lora, bitfit (LoRA and BitFit), adapters (all that AdapterHub holds), or mixed."""
     base = checkpoint(folder / "base", family)
     auto = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
     labels = {} if task_type == "CAUSAL_LM" else {"num_labels": 2}
@@ -41,6 +41,19 @@ def trained_adapter(folder: Path, family: str, kind: str, task_type: str = "SEQ_
         "lora": lambda: loras(stack, "attn.qkv" if family == "gpt2" else "attn.q"),
         "bitfit": lambda: Architecture.of(
             [*loras(stack).placements, *(place(stack, i, "layer", "bitfit", 1) for i in (0, 1))]
+        ),
+        "adapters": lambda: Architecture.of(
+            [
+                place(stack, 0, "attn.q", "lora", 2, {"alpha": 8.0}),
+                place(stack, 1, "attn.q", "lora", 2, {"alpha": 8.0}),
+                place(stack, 0, "attn.v", "lora", 3),
+                place(stack, 1, "ffn.out", "lora", 4),
+                place(stack, 0, "attn", "prefix", 3),
+                place(stack, 1, "attn", "prefix", 5),
+                place(stack, 0, "ffn", "serial", 6, {"activation": "silu"}),
+                place(stack, 0, "attn", "serial", 5),
+                place(stack, 1, "ffn", "parallel", 7, {"scale": "learned", "activation": "gelu"}),
+            ]
         ),
         "mixed": lambda: mixed(anatomy),
     }[kind]()

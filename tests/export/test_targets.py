@@ -88,6 +88,9 @@ REFUSALS = [
     ("axolotl", "bert", "lora", "causal"),
     ("ms-swift", "bert", "mixed", "causal"),
     ("trl", "bert", "mixed", "causal"),
+    ("adapters", "llama", "lora", "not for llama"),
+    ("adapters", "bert", "lora", r"cannot hold lora at attn\.o"),
+    ("adapters", "bert", "mixed", r"parallel adapters at attn.*bitfit.*gate 'token'.*serial and parallel"),
 ]
 
 
@@ -101,7 +104,8 @@ def test_what_a_target_cannot_hold_is_refused_by_name_and_nothing_is_written(tar
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_has_a_title_and_writes_the_spec(target, tmp_path):
-    adapter = trained_adapter(tmp_path, "llama", "lora", "CAUSAL_LM")
+    family = "bert" if target == "adapters" else "llama"
+    adapter = trained_adapter(tmp_path, family, "lora" if family == "llama" else "adapters", FAMILIES[family])
     write_target(target, adapter.source, adapter.spec, tmp_path / "out")
     assert TARGETS[target].title
     assert "autopeft_spec.json" in files(tmp_path / "out")

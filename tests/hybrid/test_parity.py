@@ -53,11 +53,11 @@ _NAMES = [
 
 
 def ours(key: str, is_parallel: bool) -> str:
-    for pattern, name in _NAMES:
+    for pattern, template in _NAMES:
         if re.fullmatch(pattern, key):
-            name = re.sub(pattern, name, key).replace("down.0", "down")
+            name = re.sub(pattern, template, key).replace("down.0", "down")
             if is_parallel and "autopeft_serial" in name:  # computed at the first linear map of the sub-layer
-                name = name.replace("output.dense.autopeft_serial", "intermediate.dense.autopeft_parallel")
+                return name.replace("output.dense.autopeft_serial", "intermediate.dense.autopeft_parallel")
             return name
     assert key.endswith("output.adapters.a.scaling"), key
     return key.replace("output.adapters.a.scaling", "intermediate.dense.autopeft_parallel_scale.default")

@@ -1,4 +1,4 @@
-"""Makes `adapters.safetensors`: what AdapterHub's `adapters` computes, for `tests/hybrid/test_parity.py` to compare with.
+"""Makes `adapters.safetensors`: what AdapterHub's `adapters` computes, for `tests/hybrid/test_parity.py`.
 
 It needs an environment of its own, since `adapters` 1.3 pins transformers 4.57:
 
@@ -6,8 +6,8 @@ It needs an environment of its own, since `adapters` 1.3 pins transformers 4.57:
     adapters-env/bin/pip install adapters==1.3.0 transformers==4.57.6 torch==2.13.0
     adapters-env/bin/python tests/hybrid/parity/make_reference.py
 
-The file holds, by method: all weights of the adapter under the names that `adapters` gives them, and the logits with and
-without padding. The base model is not in it: its weights are a formula, see `fill`.
+The file holds, by method: all weights of the adapter under the names that `adapters` gives them, and the logits with
+and without padding. The base model is not in it: its weights are a formula, see `fill`.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ MASK = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
 
 @torch.no_grad()
 def fill(model) -> None:
-    """Every weight from its place among the sorted names and in its tensor: the same in all versions of all libraries."""
+    """Every weight from its place among the sorted names and in its tensor: the same in all versions."""
     for index, (name, parameter) in enumerate(sorted(model.named_parameters())):
         wave = (
             torch.sin(12.9898 * (torch.arange(parameter.numel(), dtype=torch.float64) + 10_007 * index)) * 43_758.5453
