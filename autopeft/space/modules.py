@@ -66,6 +66,8 @@ class ModuleKind:
     """Whether a layer has what a placement at this role needs."""
     max_size: int | None = None
     source: str = ""
+    fills: bool = True
+    """Whether parameters grow evenly with the size, so that a size can be found that fills a budget."""
     trained: Count | None = None
     """Parameters that train, where they are others than the stored ones."""
 
@@ -206,6 +208,7 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 formulas.kronecker,
                 formulas.has_site,
                 source="Edalati et al. 2022 (KronA); Yeh et al. 2024 (LoKr)",
+                fills=False,
             ),
             ModuleKind(
                 "compacter",
@@ -217,6 +220,7 @@ MODULES: Mapping[str, ModuleKind] = MappingProxyType(
                 formulas.compacter,
                 formulas.has_sublayer,
                 source="Mahabadi et al. 2021",
+                fills=False,
             ),
             ModuleKind(
                 "multihead",

@@ -195,6 +195,8 @@ class SpaceSpec(Frozen):
             values = (choice.low, choice.high) if isinstance(choice, Range) else as_tuple(choice)
             problems += [f"modules.{name}.{option}: {p}" for v in values if (p := _refusal(kind.name, option, v))]
         sizes = () if isinstance(module.size, Halvings) else as_tuple(module.size)
+        if FILL in sizes and not kind.fills:
+            problems.append(f"modules.{name}.size: {kind.name} cannot fill a budget, its parameters grow in leaps")
         if kind.max_size is not None and any(not isinstance(s, int) or s > kind.max_size for s in sizes):
             problems.append(f"modules.{name}.size: {kind.name} is on (1) or off (0)")
         return problems

@@ -70,13 +70,17 @@ def mixed(anatomy: Anatomy, gate: str = "token", *, prefix: bool = True) -> Arch
     )
 
 
-ARCHITECTURES = {
-    **{kind: lambda anatomy, kind=kind: everywhere(kind, anatomy) for kind in MODULES},
+VARIANTS = {
     "dora": lambda anatomy: everywhere("lora", anatomy, variant="dora", scaling="rslora"),
     "lora-fa": lambda anatomy: everywhere("lora", anatomy, variant="fa"),
     "gated dora": lambda anatomy: everywhere("lora", anatomy, variant="dora", gate="token"),
     "prefix with mlp": lambda anatomy: everywhere("prefix", anatomy, reparameterisation=6, gate="scalar"),
     "norms": lambda anatomy: everywhere("layernorm", anatomy, trains="all"),
+}
+
+ARCHITECTURES = {
+    **{kind: lambda anatomy, kind=kind: everywhere(kind, anatomy) for kind in MODULES},
+    **VARIANTS,
     "mixed": mixed,
 }
 """Name -> architecture of an anatomy: every kind alone, its variants, and all together."""
@@ -91,9 +95,12 @@ def architecture_for(name: str, family: str) -> Architecture:
 
 
 CASES = [
-    (name, family) for name in ARCHITECTURES for family in TINY_FAMILIES if architecture_for(name, family).placements
+    (name, family)
+    for name in ARCHITECTURES
+    for family in TINY_FAMILIES
+    if architecture_for(name, family).placements and not (name in VARIANTS and family == "roberta")
 ]
-"""(architecture, family); BitFit has no place in Llama, which has no biases."""
+"""(architecture, family); BitFit has no place in Llama, which has no biases, and RoBERTa is BERT to a variant."""
 
 
 def adapt(model, architecture: Architecture, **config) -> PeftModel:

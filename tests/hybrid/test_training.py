@@ -95,7 +95,9 @@ def test_the_trainer_of_transformers_resumes_where_it_stopped(name, tmp_path):
 def test_trl_makes_a_step(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset as Table
-    from transformers import AutoModelForCausalLM
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"]())
@@ -106,7 +108,9 @@ def test_trl_makes_a_step(tmp_path):
         gradient_checkpointing=True, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
     )  # fmt: skip
     config = HybridConfig(architecture=architecture, task_type="CAUSAL_LM")
-    trainer = trl.SFTTrainer(model, arguments, train_dataset=rows, peft_config=config)
+    words = Tokenizer(WordLevel({f"word{i}": i for i in range(100)}, unk_token="word1"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="word0", eos_token="word3")
+    trainer = trl.SFTTrainer(model, arguments, train_dataset=rows, peft_config=config, processing_class=tokenizer)
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
