@@ -19,6 +19,9 @@ token, safe for causal models."""
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 
+WITHOUT_GATE = ("alpha",)
+"""Options that set LoRA's factor, whose place a gate takes: with a gate they are without effect."""
+
 
 @dataclass(frozen=True)
 class Option:
