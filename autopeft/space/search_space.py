@@ -29,11 +29,14 @@ from autopeft.space.parameters import Choices, Parameter, Params, first_on, midd
 from autopeft.space.reading import read_params
 from autopeft.space.repair import grown, shrunk
 from autopeft.space.rows import Tables, TooManyError
+from autopeft.space.share import Share, share_of_space
 from autopeft.space.spec import SpaceSpec
 from autopeft.space.units import Structure
 
 _DRAWS = 500
 """Draws before a sample is taken from the smallest points instead."""
+_DOUBTFUL = 20
+"""Draws after which it is looked up whether anything fits at all."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,11 @@ class SearchSpace:
             BudgetError: no architecture fits; names the smallest reachable budget.
         """
         feasible = self.feasible
-        for _ in range(_DRAWS if feasible is None or feasible.weights.any() else 0):
+        if feasible is not None and not feasible.weights.any():
+            raise self.infeasible()
+        for number in range(_DRAWS):
+            if number == _DOUBTFUL and not self._is_reachable:
+                raise self.infeasible()
             active = self._completed(feasible.draw(rng) if feasible else {}, rng)
             candidate = self._candidate(active)
             if self.is_valid(candidate):
@@ -279,6 +286,10 @@ class SearchSpace:
 
     # ---- facts
 
+    def share(self, seed: int = 0) -> Share:
+        """How much of the space is within the budget: added up where that is possible, else sampled."""
+        return share_of_space(self, seed)
+
     @property
     def cardinality(self) -> int:
         """Points with at least one module, training settings apart, inactive parameters counted once."""
@@ -320,6 +331,10 @@ class SearchSpace:
                 value = given.get(parameter.name)
                 active[parameter.name] = parameter.domain.sample(rng) if value is None else value
         return active
+
+    @cached_property
+    def _is_reachable(self) -> bool:
+        return self.budget is None or self.smallest_candidates[0].measured[0] <= self.budget
 
     def _smallest_at_random(self, rng: np.random.Generator) -> Candidate:
         smallest = [c for c in self.smallest_candidates if self.is_valid(c)]
