@@ -36,6 +36,8 @@ class _Compiling:
     constants: list[tuple[str, Scalar]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
+    fused_away: frozenset[str] = frozenset()
+    """Modules whose site is one with that of an earlier module, since the model's projection is fused."""
 
     def structural(
         self,
@@ -69,6 +71,7 @@ def compile_space(spec: SpaceSpec, anatomy: Anatomy) -> Structure:
     parameters += [
         Parameter(d.name, Choices(d.values, ordered=True)) for d in depths.values() if d.is_searched and not d.is_local
     ]
+    compiling.fused_away = _fused_away(compiling)
     units = tuple(_units(compiling, counts, depths))
     if not units:
         raise ConfigError([f"search space '{spec.title}': nothing of it can stand in a {anatomy.model_type} model"])
@@ -104,6 +107,25 @@ def _group_counts(compiling: _Compiling) -> tuple[int, ...]:
     return tuple(dict.fromkeys(min(n, longest) for n in layers.group_counts))
 
 
+def _fused_away(compiling: _Compiling) -> frozenset[str]:
+    """Modules that would stand beside another one of their kind at `attn.qkv`; the first one stays."""
+    spec, anatomy = compiling.spec, compiling.anatomy
+    first: dict[str, str] = {}
+    found = set()
+    for name in spec.modules:
+        kind = MODULES[spec.kind_of(name)]
+        roles = {role for roles in spec.roles_of(name) for role in roles}
+        fused = {FUSED[role] for role in roles if role in FUSED} | {role for role in roles if role in FUSED.values()}
+        if any(kind.supports(layer, role) for _, _, layer in anatomy.layers for role in fused):
+            other = first.setdefault(kind.name, name)
+            if other != name:
+                found.add(name)
+                compiling.notes.append(
+                    f"{name}: query, key and value are one projection of {anatomy.model_type}, which has {other}; left out"
+                )
+    return frozenset(found)
+
+
 def _depth(compiling: _Compiling, name: str) -> EntryDepth | None:
     """The module's depth, without values that are the same on this model; None where it is in all layers."""
     given, anatomy = compiling.spec.modules[name].depth, compiling.anatomy
@@ -131,7 +153,7 @@ def _units(compiling: _Compiling, counts: tuple[int, ...], depths: dict[str, Ent
             parents = ((tuned, frozenset((True,))),)
         entries = []
         for module_name, module in spec.modules.items():
-            if module.per != per:
+            if module.per != per or module_name in compiling.fused_away:
                 continue
             prefix = module_name if per == "model" else f"{name}.{module_name}"
             entry = _entry(compiling, prefix, module_name, position, depths.get(module_name), parents)
