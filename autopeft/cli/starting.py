@@ -41,12 +41,13 @@ def write_config(data: str | None, model: str | None, budget: str, space: str, o
     rows = ", ".join(f"{split} {len(split_rows):,}" for split, split_rows in task.data.splits.items())
     labels = ", ".join(task.data.label_names[:6]) + (", …" if len(task.data.label_names) > 6 else "")
     columns = task.data.columns
+    size = f"{task.anatomy.n_layers} layers, {task.anatomy.n_parameters:,} parameters"
     text = f"""\
 # autopeft search --config {json.dumps(out)[1:-1]}
 #
 # Every key is also a flag: `--trials 20` overrides `trials: 20`. `autopeft check --config` looks at all of it.
 
-# The base model: a folder, a hub id, or package:NAME. {task.anatomy.n_layers} layers, {task.anatomy.n_parameters:,} parameters.
+# The base model: a folder, a hub id, or package:NAME; {size}
 model: {json.dumps(model)}
 
 # {rows} rows; text in {json.dumps(list(columns.text))}, label in {json.dumps(columns.label)}
@@ -109,17 +110,19 @@ def _probe(plan: Plan) -> dict[str, Any]:
     import numpy as np
 
     from autopeft.engine.pool import Finished, Ready, WorkerPool
-    from autopeft.study.plan import trial_seed
+    from autopeft.engine.training import TransformerBackend
 
     sampled = [plan.space.sample(np.random.default_rng(seed)) for seed in range(9)]
     point = sorted(sampled, key=lambda candidate: candidate.stored)[len(sampled) // 2]
-    training = plan.backend.recipe.training
+    backend = plan.backend
+    assert isinstance(backend, TransformerBackend)
+    training = backend.recipe.training
     epochs = min(_SHORT_PROBE, training.epochs)
-    recipe = plan.backend.recipe.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
+    recipe = backend.recipe.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
     start = time.monotonic()
     opened, facts, result = 0.0, {}, None
-    with tempfile.TemporaryDirectory() as folder, WorkerPool(replace(plan.backend, recipe=recipe)) as pool:
-        job = replace(plan.job(0, point.architecture, point.training), seed=trial_seed(plan.settings.seed, 0))
+    with tempfile.TemporaryDirectory() as folder, WorkerPool(replace(backend, recipe=recipe)) as pool:
+        job = plan.job(0, point.architecture, point.training)
         pool.submit(replace(job, folder=Path(folder) / "probe"))
         while result is None:
             for event in pool.wait():

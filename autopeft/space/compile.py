@@ -121,7 +121,7 @@ def _fused_away(compiling: _Compiling) -> frozenset[str]:
             if other != name:
                 found.add(name)
                 compiling.notes.append(
-                    f"{name}: query, key and value are one projection of {anatomy.model_type}, which has {other}; left out"
+                    f"{name}: query, key and value are one map of {anatomy.model_type}, which has {other}; left out"
                 )
     return frozenset(found)
 
