@@ -137,13 +137,19 @@ def list_(
     what: Annotated[
         str | None, typer.Argument(help="spaces, recipes, modules, samplers or targets; all by default.")
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of spaces or recipes, as `autopeft schema` does.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List what ships: spaces, recipes, modules, samplers, targets."""
-    from autopeft.cli.shipped import list_shipped
+    from autopeft.cli.shipped import json_schema_of, list_shipped
 
-    _out(list_shipped(what), as_json)
+    if schema:
+        typer.echo(json.dumps(json_schema_of((what or "").removesuffix("s")), indent=2))
+    else:
+        _out(list_shipped(what), as_json)
 
 
 @app.command()
@@ -178,6 +184,47 @@ def count(
     from autopeft.cli.commands import run_count
 
     _out(run_count(model, space, spec, budget), as_json)
+
+
+@app.command()
+def init(
+    data: Data = None,
+    model: Model = None,
+    budget: Annotated[str, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")] = "0.5%",
+    space: Annotated[
+        str, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")
+    ] = "hybrid",
+    out: Annotated[str, typer.Option(help="File to write.")] = "autopeft.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented config for your data and model, which `search --config` takes."""
+    from autopeft.cli.starting import write_config
+
+    _out(write_config(data, model, budget, space, out, force), as_json)
+
+
+@app.command()
+def estimate(
+    budget: Budget = None,
+    model: Model = None,
+    data: Data = None,
+    recipe: Recipe = None,
+    space: Space = None,
+    trials: Annotated[int | None, typer.Option(help="Completed trials in all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
+    set_: Set = None,
+    config: Config = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What a search would take: trains one epoch of one trial, and says size of the space, time, memory and disk."""
+    from autopeft.cli.starting import run_estimate
+
+    given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space, "trials": trials}
+    _out(run_estimate({**given, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
 
 
 @app.command()

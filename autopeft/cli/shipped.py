@@ -1,11 +1,14 @@
 """What ships with the package: spaces, recipes, modules, samplers, targets; one of them whole; schemas of formats."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autopeft.cli.text import big, table
 from autopeft.errors import UnknownNameError, UsageError
 from autopeft.resources import find_yaml, shipped_names
+
+if TYPE_CHECKING:
+    from autopeft.space.search_space import SearchSpace
 
 Report = tuple[str, Any]
 
@@ -162,11 +165,45 @@ def _space(name: str, model: str | None, budget: str | None) -> Report:
         values = ", ".join(map(str, d.values)) if isinstance(d, Choices) else f"{d.low:g} to {d.high:g}"
         needs = " and ".join(parent for parent, _ in parameter.conditions)
         rows.append((parameter.name, values + (" (log)" if not isinstance(d, Choices) and d.log else ""), needs))
-    head = f"on {model}: {big(bound.cardinality)} architectures, {len(bound.parameters)} dimensions"
-    data |= {
-        "cardinality": bound.cardinality,
-        "dimensions": [{"name": n, "values": v, "needs": c} for n, v, c in rows],
-        "notes": list(bound.notes),
+    lines, figures = space_figures(bound, budget or "0.5%")
+    data |= {**figures, "dimensions": [{"name": n, "values": v, "needs": c} for n, v, c in rows]}
+    return "\n".join([text, "", f"on {model}:", *lines, "", table(("dimension", "values", "only with"), rows)]), data
+
+
+def space_figures(space: "SearchSpace", budget: str) -> tuple[list[str], dict[str, Any]]:
+    """How large a bound space is, how much of it the budget admits, and its named points; as lines and as data."""
+    spec, anatomy, share = space.spec, space.anatomy, space.share()
+    lines = [f"points   {big(space.cardinality)} that hold a module, in {len(space.parameters)} dimensions"]
+    if spec.published_size:
+        lines.append(f"paper    {spec.published_size}")
+    within = f"{100 * share.fraction:.4g}% of the points"
+    if share.points is not None:
+        lines.append(f"budget   {budget} = {space.budget:,} stored parameters: {within}, {big(share.points)}")
+    else:
+        error = f"± {100 * share.standard_error:.2g} (sampled, seed 0)"
+        lines.append(f"budget   {budget} = {space.budget:,} stored parameters: {within} {error}")
+    if not share.fraction:
+        lines.append(f"         {space.infeasible()}")
+    named: dict[str, Any] = {}
+    for name, point in space.named_points().items():
+        if isinstance(point, str):
+            lines.append(f"point    {name}: not on this model and budget: {point}")
+            named[name] = {"absent": point}
+            continue
+        fits = "" if space.is_valid(point) else ", over the budget"
+        of_model = 100 * point.stored / anatomy.n_parameters
+        lines.append(f"point    {name}: {point.stored:,} stored parameters ({of_model:.3g}%{fits})")
+        named[name] = {"stored": point.stored, "fits": space.is_valid(point), "params": dict(point.params)}
+    data = {
+        "cardinality": space.cardinality,
+        "published_size": spec.published_size,
+        "budget_parameters": space.budget,
+        "within_budget": {
+            "fraction": share.fraction,
+            "standard_error": share.standard_error,
+            "points": share.points,
+        },
+        "points": named,
+        "notes": list(space.notes),
     }
-    notes = [f"note: {note}" for note in bound.notes]
-    return "\n".join([text, "", head, *notes, table(("dimension", "values", "only with"), rows)]), data
+    return lines + [f"note     {note}" for note in space.notes], data

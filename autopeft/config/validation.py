@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -200,14 +201,20 @@ def _shown(value: Any) -> str:
     return shortened(f"the list {value!r}" if isinstance(value, list) else repr(value), 60)
 
 
+@lru_cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Empty for a type that JSON schema cannot describe: no suggestions."""
+    try:
+        return model.model_json_schema()
+    except PydanticUserError:
+        return {}
+
+
 class _KnownKeys:
     """The keys that a model allows at a path, by its JSON schema: those of all members of a union."""
 
     def __init__(self, model: type[BaseModel]) -> None:
-        try:
-            self.schema = model.model_json_schema()
-        except PydanticUserError:  # a type that JSON schema cannot describe: no suggestions
-            self.schema = {}
+        self.schema = _schema(model)
 
     def at(self, path: KeyPath, root: Node | None = None) -> set[str]:
         """With `root`, without the members whose tags differ from what stands there."""

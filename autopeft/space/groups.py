@@ -3,7 +3,7 @@
 A pattern fixes how many layers each group has relative to the others; the groups cover all layers, in order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from autopeft.space.anatomy import Anatomy
 
@@ -64,4 +64,15 @@ def layer_weights(anatomy: Anatomy, allocation: str) -> dict[tuple[str, int], fl
     return {
         (stack, index): float(_ALLOCATIONS[allocation](position, n))
         for position, (stack, index, _) in enumerate(anatomy.layers)
+    }
+
+
+def groups_of_lists(anatomy: Anatomy, lists: Sequence[Sequence[int]]) -> dict[tuple[str, int], int]:
+    """(stack, layer) → group, from 1, of groups that are written out; layers that are in none are left out."""
+    return {
+        (stack.name, index): group
+        for group, layers in enumerate(lists, start=1)
+        for stack in anatomy.stacks
+        for index in layers
+        if index < len(stack.layers)
     }

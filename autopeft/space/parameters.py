@@ -79,4 +79,23 @@ class Parameter:
 
     def is_active(self, params: Params) -> bool:
         """Whether it matters, given the values of its parents (absent parents are inactive)."""
-        return all(parent in params and params[parent] in values for parent, values in self.conditions)
+        for parent, values in self.conditions:  # noqa: SIM110 - a loop, not `all`: this is asked hundreds of times for every point
+            if parent not in params or params[parent] not in values:
+                return False
+        return True
+
+
+def first_on(parameter: Parameter) -> Scalar:
+    """The first value that is not `off`, the middle of an interval."""
+    if isinstance(parameter.domain, Choices):
+        return next((v for v in parameter.domain.values if v not in (0, False)), parameter.domain.values[0])
+    return middle(parameter)
+
+
+def middle(parameter: Parameter) -> Scalar:
+    """The middle value of a parameter's domain."""
+    domain = parameter.domain
+    if isinstance(domain, Choices):
+        return domain.values[len(domain.values) // 2]
+    value = (domain.low * domain.high) ** 0.5 if domain.log else (domain.low + domain.high) / 2
+    return float(f"{value:.4g}")

@@ -1,30 +1,42 @@
 """A search space bound to a model and a budget: named parameters on one side, architectures on the other.
 
-Sampling is uniform over the values of each active parameter, and by rejection uniform over the points within the
-budget; where the budget is so tight that rejection finds nothing, the last draw is repaired (shrunk to fit), which
-prefers architectures at the budget's edge.
+A sample has every active parameter uniform over its values, on condition that the point is valid and within the budget;
+exactly so at every budget, tight or loose (see `autopeft.space.feasible`). Only spaces with very many masks or depths
+(thousands of states) are sampled by rejection, and repaired where that finds nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
 
-from autopeft.errors import BudgetError, ConfigError
+from autopeft.errors import BudgetError, ConfigError, did_you_mean
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Architecture, Placement, place
-from autopeft.space.compile import Entry, Structure, Unit, compile_space
+from autopeft.space.cheapest import cheapest_points
+from autopeft.space.choices import FILL
+from autopeft.space.compile import compile_space
 from autopeft.space.counting import count_placement
+from autopeft.space.feasible import FeasibleSet
 from autopeft.space.fill import fill_budget
-from autopeft.space.groups import group_of_layers, layer_weights
+from autopeft.space.groups import layer_weights
+from autopeft.space.layout import Layout
 from autopeft.space.modules import Scalar
-from autopeft.space.parameters import Choices, Parameter, Params
-from autopeft.space.spec import FILL, SpaceSpec, as_tuple
+from autopeft.space.parameters import Choices, Parameter, Params, first_on, middle
+from autopeft.space.reading import read_params
+from autopeft.space.repair import grown, shrunk
+from autopeft.space.rows import Tables, TooManyError
+from autopeft.space.share import Share, share_of_space
+from autopeft.space.spec import SpaceSpec
+from autopeft.space.units import Structure
 
-_REJECTIONS = 100
-"""Draws before a sample is repaired instead."""
+_DRAWS = 500
+"""Draws before a sample is taken from the smallest points instead."""
+_DOUBTFUL = 20
+"""Draws after which it is looked up whether anything fits at all."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +45,23 @@ class Candidate:
 
     params: tuple[tuple[str, Scalar], ...]
     """The active parameters, in the order of the space."""
-    architecture: Architecture
     training: tuple[tuple[str, Scalar], ...]
     """Training settings that the point decides, overriding the recipe's."""
-    stored: int
-    """Stored adapter parameters."""
+    space: "SearchSpace" = field(repr=False, compare=False)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return self.space.build(dict(self.params))
+
+    @cached_property
+    def measured(self) -> tuple[int, int]:
+        """(least stored parameters, placements), without building the architecture."""
+        return self.space.layout.measure(dict(self.params))
+
+    @cached_property
+    def stored(self) -> int:
+        """Stored adapter parameters."""
+        return self.space.count(self)
 
 
 class SearchSpace:
@@ -50,9 +74,9 @@ class SearchSpace:
         """
         self.spec, self.anatomy, self.budget = spec, anatomy, budget
         self.structure: Structure = compile_space(spec, anatomy)
-        patterns = map(str, as_tuple(spec.layers.pattern))
-        self._groups_by_pattern = {name: group_of_layers(anatomy, spec.layers.groups, name) for name in patterns}
-        self._costs: dict[Placement, int] = {}
+        self.layout = Layout(spec, self.structure, anatomy, budget)
+        self.tables = Tables(self.structure, self.layout)
+        self._training = tuple(p.name for p in self.structure.parameters if p.is_training)
         if budget is None and self.structure.fills:
             raise ConfigError([f"search space '{spec.title}' fills a budget: give one with --budget"])
 
@@ -88,15 +112,11 @@ class SearchSpace:
 
     def candidate(self, params: Params) -> Candidate:
         """The point that these params stand for; ValueError as in `canonical`."""
-        active = self.canonical(params)
-        architecture = self._build(active)
-        stored = self._stored(architecture)
-        training = tuple((p.name, active[p.name]) for p in self.parameters if p.is_training)
-        return Candidate(tuple(active.items()), architecture, training, stored)
+        return self._candidate(self.canonical(params))
 
     def decode(self, params: Params) -> Architecture:
         """The architecture of these params; ValueError as in `canonical`."""
-        return self._build(self.canonical(params))
+        return self.build(self.canonical(params))
 
     def encode(self, architecture: Architecture, training: Mapping[str, Scalar] | None = None) -> dict[str, Scalar]:
         """Canonical params that `decode` turns into the architecture; training settings not given take their middle.
@@ -104,14 +124,15 @@ class SearchSpace:
         Raises:
             ValueError: the architecture is not in the space.
         """
-        structural = [p for p in self.parameters if p.name in ("pattern", "allocation")]
-        for values in product(*(p.domain.values for p in structural if isinstance(p.domain, Choices))):
-            params: dict[str, Scalar] = dict(zip((p.name for p in structural), values, strict=True))
+        structural = [p for p in self.parameters if p.name in ("groups", "pattern", "allocation")]
+        given = {p.name: (training or {}).get(p.name, middle(p)) for p in self.parameters if p.is_training}
+        ways = (True, False) if self.structure.fills else (False,)
+        for *values, prefer_fill in product(
+            *(p.domain.values for p in structural if isinstance(p.domain, Choices)), ways
+        ):
+            params: dict[str, Scalar] = dict(zip((p.name for p in structural), values, strict=True)) | given
             try:
-                params |= self._read(architecture, params)
-                for parameter in self.parameters:
-                    if parameter.is_training:
-                        params[parameter.name] = (training or {}).get(parameter.name, _middle(parameter))
+                params |= read_params(architecture, params, self.layout, bool(prefer_fill))
                 if self.decode(params) == architecture:
                     return self.canonical(params)
             except ValueError:
@@ -127,8 +148,13 @@ class SearchSpace:
 
     def is_valid(self, candidate: Candidate) -> bool:
         """Not empty, keeps the space's constraints, and is within the budget."""
-        within = self.budget is None or candidate.stored <= self.budget
-        return bool(candidate.architecture) and within and self._keeps_constraints(dict(candidate.params))
+        stored, n_placements = candidate.measured
+        within = self.budget is None or stored <= self.budget
+        return n_placements > 0 and within and self.keeps_constraints(dict(candidate.params))
+
+    def keeps_constraints(self, active: Params) -> bool:
+        """Every unit holds a module where it must, and no combination that is excluded."""
+        return not self.structure.is_constrained or not any(True for _ in self.structure.breaches(active))
 
     def complete(self, params: Params, choose: Callable[[Parameter], Scalar]) -> dict[str, Scalar]:
         """The active params, those that are missing (or no longer valid) chosen by `choose(parameter)`."""
@@ -140,19 +166,44 @@ class SearchSpace:
                 active[parameter.name] = given if known and given is not None else choose(parameter)
         return active
 
+    def changed(self, active: Params, name: str, value: Scalar) -> Candidate:
+        """The point with one parameter changed; parameters that become active take their first value that is on."""
+        params: dict[str, Scalar] = {}
+        for parameter in self.parameters:
+            if parameter.is_active(params):
+                kept = value if parameter.name == name else active.get(parameter.name)
+                params[parameter.name] = first_on(parameter) if kept is None else kept
+        return self._candidate(params)
+
     # ---- feasible points
 
     def sample(self, rng: np.random.Generator) -> Candidate:
-        """A valid point at random.
+        """A valid point at random; the module's docstring says with what probability.
 
         Raises:
             BudgetError: no architecture fits; names the smallest reachable budget.
         """
-        for _ in range(_REJECTIONS):
-            candidate = self.candidate(self.draw(rng))
+        feasible = self.feasible
+        if feasible is not None and not feasible.weights.any():
+            raise self.infeasible()
+        for number in range(_DRAWS):
+            if number == _DOUBTFUL and not self._is_reachable:
+                raise self.infeasible()
+            active = self._completed(feasible.draw(rng) if feasible else {}, rng)
+            candidate = self._candidate(active)
             if self.is_valid(candidate):
                 return candidate
-        return self.repair(dict(candidate.params), rng)
+        return self.repair(self.draw(rng), rng) if feasible is None else self._smallest_at_random(rng)
+
+    @cached_property
+    def feasible(self) -> FeasibleSet | None:
+        """The set that samples are drawn from; None without a budget and for spaces that cannot be tabulated."""
+        if self.budget is None:
+            return None
+        try:
+            return FeasibleSet(self.tables, self.budget, "prior")
+        except TooManyError:
+            return None
 
     def points(self) -> Iterator[Candidate]:
         """Every point with at least one module, within the budget or not, training settings at their middle."""
@@ -165,38 +216,31 @@ class SearchSpace:
             else:
                 domain = rest[0].domain
                 searched = isinstance(domain, Choices) and not rest[0].is_training
-                for value in domain.values if searched and isinstance(domain, Choices) else (_middle(rest[0]),):
+                for value in domain.values if searched and isinstance(domain, Choices) else (middle(rest[0]),):
                     yield from extend({**active, rest[0].name: value}, rest[1:])
 
         for params in extend({}, self.parameters):
-            candidate = self.candidate(params)
-            if candidate.architecture and self._keeps_constraints(params):
+            candidate = self._candidate(params)
+            if candidate.measured[1] and self.keeps_constraints(params):
                 yield candidate
 
     def draw(self, rng: np.random.Generator) -> dict[str, Scalar]:
-        """Params at random, within the budget or not."""
-        return self.complete({}, lambda parameter: parameter.domain.sample(rng))
+        """Params at random, every active parameter uniform over its values; within the budget or not."""
+        return self._completed({}, rng)
 
     def repair(self, params: Params, rng: np.random.Generator) -> Candidate:
-        """The point itself if it is valid, else one near it, shrunk by random steps until it fits.
+        """The point itself if it is valid, else one near it: constraints restored, then shrunk until it fits.
 
         Raises:
             BudgetError: no architecture fits; names the smallest reachable budget.
         """
-        candidate = self.candidate(self._restored(params, rng))
-        while self.budget is not None and candidate.stored > self.budget:
-            smaller = self._shrink(candidate, rng)
-            if smaller is None:
-                break
-            candidate = smaller
-        if self.is_valid(candidate):
-            return candidate
-        smallest = [c for c in self.smallest_candidates if self.is_valid(c)]
-        if smallest:
-            start = smallest[int(rng.integers(len(smallest)))]
-            training = {n: v for n, v in candidate.params if n in {name for name, _ in start.training}}
-            return self.candidate(dict(start.params) | training)
-        raise self.infeasible()
+        active = self._restored(self.complete(params, lambda p: p.domain.sample(rng)), rng)
+        candidate = shrunk(self, self._candidate(active), rng)
+        return candidate if self.is_valid(candidate) else self._nearest_valid(candidate, rng)
+
+    def grow(self, params: Params, rng: np.random.Generator) -> Candidate:
+        """A valid point enlarged by random steps until no single step fits into the budget."""
+        return grown(self, self.candidate(params), rng)
 
     def neighbours(self, params: Params) -> Iterator[Candidate]:
         """Valid points that differ in one parameter; parameters that become active take their first value."""
@@ -206,181 +250,198 @@ class SearchSpace:
             if parameter.name not in active:
                 continue
             for value in parameter.domain.near(active[parameter.name]):
-                changed = self.complete({**active, parameter.name: value}, _first)
-                candidate = self.candidate(changed)
+                candidate = self.changed(active, parameter.name, value)
                 if candidate.params not in seen and self.is_valid(candidate):
                     seen.add(candidate.params)
                     yield candidate
 
     def infeasible(self) -> BudgetError:
-        """The error that names the smallest reachable budget and what forces it."""
-        best = min(self.smallest_candidates, key=lambda c: c.stored)
-        share = 100 * best.stored / self.anatomy.n_parameters
-        parts = ", ".join(sorted({f"{p.module} {p.size} at {p.role}" for p in best.architecture.placements})[:4])
+        """The error that names the smallest reachable budget and the dimension that forces it."""
+        best = min(self.smallest_candidates, key=lambda c: c.measured[0])
+        least = best.measured[0]
+        share = 100 * least / self.anatomy.n_parameters
         return BudgetError(
             f"--budget: no architecture of the search space fits into {self.budget:,} parameters. The smallest has "
-            f"{best.stored:,} ({share:.4f}%): {parts}. Give at least --budget {best.stored}"
+            f"{least:,} ({share:.4f}%); {self._forced_by(best)}. Give at least --budget {least}"
         )
 
     @cached_property
     def smallest_candidates(self) -> tuple[Candidate, ...]:
-        """For each way to hold just one module (or as few as the space allows): its cheapest point."""
-        found: dict[str, Candidate] = {}
-        spaces = self if self.budget is not None else SearchSpace(self.spec, self.anatomy, 0)
-        patterns = next((p.domain for p in self.parameters if p.name == "pattern"), Choices((None,)))  # type: ignore[arg-type]
-        assert isinstance(patterns, Choices)
-        for pattern in patterns.values:
-            start = {} if pattern is None else {"pattern": pattern}
-            off = spaces.complete(start, spaces._cheapest)
-            for unit in (None, *spaces.structure.units):
-                for point in spaces._switched_on(off, unit):
-                    candidate = spaces.candidate(point)
-                    if candidate.architecture and spaces._keeps_constraints(point):
-                        known = found.get(candidate.architecture.id)
-                        found[candidate.architecture.id] = known or candidate
-        if not found:
+        """For each way to hold just one module (or as few as the space allows): its cheapest point, cheapest first.
+
+        Raises:
+            ConfigError: the space holds no architecture.
+        """
+        found = [self._candidate(self.complete(params, first_on)) for params in cheapest_points(self.tables)]
+        valid = [c for c in found if c.measured[1] and self.keeps_constraints(dict(c.params))]
+        if not valid:
             raise ConfigError([f"search space '{self.spec.title}' holds no architecture for {self.anatomy.model_type}"])
-        return tuple(found.values())
+        return tuple(valid)
 
     @cached_property
     def largest_candidate(self) -> Candidate:
         """The point with every module on at its largest, shrunk until it is within the budget."""
-        largest = self.complete({}, _largest)
+        largest = self.complete({}, lambda p: p.domain.values[-1] if isinstance(p.domain, Choices) else middle(p))
         return self.repair(largest, np.random.default_rng(0))
 
     # ---- facts
 
-    @cached_property
+    def share(self, seed: int = 0) -> Share:
+        """How much of the space is within the budget: added up where that is possible, else sampled."""
+        return share_of_space(self, seed)
+
+    @property
     def cardinality(self) -> int:
         """Points with at least one module, training settings apart, inactive parameters counted once."""
-        return self.structure.cardinality
+        return self.tables.cardinality
+
+    def count(self, candidate: Candidate) -> int:
+        """Stored parameters, exactly."""
+        if not self.structure.fills or candidate.measured[1] == 0:
+            return candidate.measured[0]
+        return sum(self._cost(placement) for placement in candidate.architecture.placements)
+
+    def count_many(self, points: list[Params]) -> list[int]:
+        """Stored parameters of many points (active params); no architecture is built where nothing is filled."""
+        if self.structure.fills:
+            return [self._candidate(dict(active)).stored for active in points]
+        measure = self.layout.measure
+        return [measure(active)[0] for active in points]
+
+    def named_points(self) -> dict[str, Candidate | str]:
+        """The space's named points; in place of one that does not exist on this model, the reason."""
+        found: dict[str, Candidate | str] = {}
+        for name, given in self.spec.points.items():
+            try:
+                found[name] = self._named(given)
+            except ValueError as error:
+                found[name] = str(error)
+        return found
 
     # ---- inside
 
-    def _restored(self, params: Params, rng: np.random.Generator) -> dict[str, Scalar]:
-        """Complete params that keep the constraints which do not hang on the budget."""
-        active = self.complete(dict(params), lambda parameter: parameter.domain.sample(rng))
-        for unit in self.structure.units_to_hold(active):
-            entries = [entry for entry in unit.entries if entry.size_parameter]
-            if entries:
-                entry = entries[int(rng.integers(len(entries)))]
-                on = [size for size in entry.sizes if size != 0]
-                active = self.complete({**active, entry.size_name: on[0]}, lambda p: p.domain.sample(rng))
+    def _candidate(self, active: dict[str, Scalar]) -> Candidate:
+        return Candidate(tuple(active.items()), tuple((name, active[name]) for name in self._training), self)
+
+    def _completed(self, given: Params, rng: np.random.Generator) -> dict[str, Scalar]:
+        """Active params: those given, which are known to be valid, the others at random."""
+        active: dict[str, Scalar] = {}
+        for parameter in self.parameters:
+            if parameter.is_active(active):
+                value = given.get(parameter.name)
+                active[parameter.name] = parameter.domain.sample(rng) if value is None else value
         return active
 
-    def _shrink(self, candidate: Candidate, rng: np.random.Generator) -> Candidate | None:
-        """A cheaper valid-but-for-the-budget point one step away, at random; None where there is none."""
-        active = dict(candidate.params)
-        steps = [
-            (parameter, value)
-            for parameter in self.parameters
-            if parameter.name in active and isinstance(parameter.domain, Choices) and not parameter.is_training
-            for value in parameter.domain.near(active[parameter.name])
-        ]
-        for i in rng.permutation(len(steps)):
-            parameter, value = steps[int(i)]
-            changed = self.complete({**active, parameter.name: value}, _first)
-            if not self._keeps_constraints(changed):
+    @cached_property
+    def _is_reachable(self) -> bool:
+        return self.budget is None or self.smallest_candidates[0].measured[0] <= self.budget
+
+    def _smallest_at_random(self, rng: np.random.Generator) -> Candidate:
+        smallest = [c for c in self.smallest_candidates if self.is_valid(c)]
+        if not smallest:
+            raise self.infeasible()
+        kept = dict(smallest[int(rng.integers(len(smallest)))].params)
+        return self._candidate(self._completed({n: v for n, v in kept.items() if n not in self._training}, rng))
+
+    def _nearest_valid(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
+        """Another valid point, with the training settings of the one that could not be mended."""
+        other = self._smallest_at_random(rng) if self.feasible is None else self.sample(rng)
+        return self._candidate(dict(other.params) | dict(candidate.training))
+
+    def _restored(self, active: dict[str, Scalar], rng: np.random.Generator) -> dict[str, Scalar]:
+        """Params that keep the constraints which do not hang on the budget, if a few tries find such."""
+        for _ in range(_DRAWS):
+            broken = next(self.structure.breaches(active), None)
+            if broken is None:
+                break
+            entry = broken.entries[int(rng.integers(len(broken.entries)))]
+            others = [p for p in entry.parameters if p.name in active or not active]
+            if not others:
                 continue
-            smaller = self.candidate(changed)
-            if smaller.architecture and smaller.stored < candidate.stored:
-                return smaller
-        return None
+            parameter = others[int(rng.integers(len(others)))]
+            changed = {**active, parameter.name: parameter.domain.sample(rng)}
+            active = self.complete(changed, lambda p: p.domain.sample(rng))
+        return active
 
-    def _keeps_constraints(self, active: Params) -> bool:
-        return not any(True for _ in self.structure.units_to_hold(active))
-
-    def _cheapest(self, parameter: Parameter) -> Scalar:
-        """Off where it can be, else the smallest value."""
-        if not isinstance(parameter.domain, Choices):
-            return _middle(parameter)
-        values = parameter.domain.values
-        if values[0] is False:
-            return False
-        if "none" in values:
-            return "none"
-        return values[0] if not parameter.domain.ordered else min(values, key=lambda v: 1 if v == FILL else float(v))
-
-    def _switched_on(self, off: dict[str, Scalar], unit: Unit | None) -> Iterator[dict[str, Scalar]]:
-        """`off` with one module of the unit (or nothing, for None) at its smallest size and each of its sites."""
-        layers = [p.name for p in self.parameters if p.name.startswith("layer.")]
-        switches: list[dict[str, Scalar]] = [{name: True} for name in layers] or [{}]
-        for switch in switches:
-            if unit is None:
-                yield self.complete(off | switch, self._cheapest)
-                continue
-            on = off | switch | ({unit.tuned_name: True} if unit.tuned_name else {})
+    def _forced_by(self, smallest: Candidate) -> str:
+        """The dimension with the most parameters in the smallest architecture."""
+        active = dict(smallest.params)
+        costs = []
+        for unit in self.structure.in_force(active):
             for entry in unit.entries:
-                size = min((s for s in entry.sizes if s != 0), key=lambda s: 1 if s == FILL else float(s), default=None)
-                if size is None:
-                    continue
-                sized = on | ({entry.size_name: size} if entry.size_parameter else {})
-                roles = entry.role_values if len(entry.role_values) > 1 else (None,)
-                for role in roles:
-                    at = {} if role is None else {entry.option_name("roles"): role}
-                    yield self.complete(sized | at, self._cheapest)
+                positions = self.layout.positions(unit, entry, active)
+                values = tuple(active.get(name) for name in entry.counted_names)
+                stored, n = self.layout.entry_cost(entry, self.layout.tally(positions), values)
+                costs.append((stored, len(positions) if n else 0, unit, entry))
+        stored, n_layers, unit, entry = max(costs, key=lambda item: item[0])
+        size = entry.value("size", active)
+        why = "is at least" if entry.size_parameter else "is fixed at"
+        forced = f"{entry.size_name} forces it: it {why} {1 if size == FILL else size}, in {n_layers} layers"
+        if unit.group is not None and (entry.depth is None):
+            forced += f" (group {unit.group} of {self.layout.grouping(active)[0]})"
+        return f"{forced}, {stored:,} parameters"
 
-    def _build(self, active: Params) -> Architecture:
+    def _named(self, given: Mapping[str, Scalar]) -> Candidate:
+        used: set[str] = set()
+
+        def choose(parameter: Parameter) -> Scalar:
+            names = [name for name in given if fnmatchcase(parameter.name, name)]
+            used.update(names)
+            if not names:
+                return _off_or_first(parameter)
+            exact = parameter.name if parameter.name in given else names[-1]
+            value = given[exact]
+            value = float(value) if not isinstance(parameter.domain, Choices) and type(value) is int else value
+            if not parameter.domain.contains(value):
+                raise ValueError(f"{parameter.name} cannot be {value!r} here")
+            return value
+
+        candidate = self._candidate(self.complete({}, choose))
+        known = {p.name for p in self.parameters}
+        for name in given:
+            if name not in used and not any(fnmatchcase(other, name) for other in known):
+                raise ValueError(f"there is no '{name}' here{did_you_mean(name, known)}")
+        return candidate
+
+    def build(self, active: Params) -> Architecture:
+        """The architecture of params that are canonical."""
         placements: list[Placement] = []
         filled: list[Placement] = []
-        for entry, positions in self._entries(active):
-            size = entry.value("size", active)
-            if size == 0:
-                continue
-            options = tuple((name, entry.value(name, active)) for name in entry.options)
-            for stack, layer in positions:
-                for role in entry.roles_at(self.anatomy, stack, layer, entry.value("roles", active)):
-                    if size == FILL:
-                        filled.append(_place(stack, layer, role, entry.kind, 1, options))
-                    else:
-                        placements.append(_place(stack, layer, role, entry.kind, int(size), options))
+        for unit in self.structure.in_force(active):
+            for entry in unit.entries:
+                size = entry.value("size", active)
+                if size == 0:
+                    continue
+                positions = self.layout.positions(unit, entry, active)
+                if isinstance(size, str) and size != FILL:
+                    values = tuple(active.get(name) for name in entry.counted_names)
+                    settings = self.layout.settings(entry, values)
+                    size = self.layout.share_size(entry, self.layout.tally(positions), settings)
+                options = tuple((name, entry.value(name, active)) for name in entry.options)
+                for stack, index in positions:
+                    layer = self.anatomy.layer(stack, index)
+                    assert layer is not None
+                    for role in entry.roles_at(layer, entry.value("roles", active)):
+                        whole = 1 if size == FILL else int(size)
+                        made = _place(stack, index, role, entry.kind, whole, options)
+                        (filled if size == FILL else placements).append(made)
         if filled:
             assert self.budget is not None
             allocation = str(self.structure.value("allocation", active))
+            target = int(self.spec.fill * self.budget + 1e-6)
             weights = layer_weights(self.anatomy, allocation)
-            placements += fill_budget(filled, placements, weights, self.anatomy, self.budget)
+            placements += fill_budget(filled, placements, weights, self.anatomy, target)
         return Architecture.of(placements)
 
-    def _entries(self, active: Params) -> Iterator[tuple[Entry, list[tuple[str, int]]]]:
-        """Every module setting that is in force, with the layers it is for."""
-        groups = self._groups(active)
-        on = [(s, i) for s, i, _ in self.anatomy.layers if self.structure.is_layer_on(s, i, active)]
-        for unit in self.structure.units:
-            if unit.tuned_name and not active.get(unit.tuned_name, False):
-                continue
-            positions = [at for at in on if unit.holds(at, groups)]
-            for entry in unit.entries:
-                yield entry, positions
+    def _cost(self, placement: Placement) -> int:
+        cost = self._costs.get(placement)
+        if cost is None:
+            cost = self._costs[placement] = count_placement(placement, self.anatomy)
+        return cost
 
-    def _groups(self, active: Params) -> dict[tuple[str, int], int]:
-        return self._groups_by_pattern[str(self.structure.value("pattern", active))]
-
-    def _stored(self, architecture: Architecture) -> int:
-        """Stored parameters; the cost of every placement is computed once."""
-        total = 0
-        for placement in architecture.placements:
-            cost = self._costs.get(placement)
-            if cost is None:
-                cost = self._costs[placement] = count_placement(placement, self.anatomy)
-            total += cost
-        return total
-
-    def _read(self, architecture: Architecture, structural: Params) -> dict[str, Scalar]:
-        """Params read off an architecture, given its grouping."""
-        groups = self._groups(structural)
-        layers_on = {(p.stack, p.layer) for p in architecture.placements}
-        params: dict[str, Scalar] = {}
-        for parameter in self.parameters:
-            if parameter.name.startswith("layer."):
-                _, stack, index = parameter.name.split(".")
-                params[parameter.name] = (stack, int(index)) in layers_on
-        for unit in self.structure.units:
-            inside = [p for p in architecture.placements if unit.holds((p.stack, p.layer), groups)]
-            if unit.tuned_name:
-                params[unit.tuned_name] = bool(inside)
-            for entry in unit.entries:
-                params |= entry.read([p for p in inside if entry.owns(p)], self.anatomy)
-        return params
+    @cached_property
+    def _costs(self) -> dict[Placement, int]:
+        return {}
 
 
 @lru_cache(maxsize=100_000)
@@ -390,21 +451,5 @@ def _place(
     return place(stack, layer, role, module, size, dict(options))
 
 
-def _first(parameter: Parameter) -> Scalar:
-    """The first value that is not `off`, the middle of an interval."""
-    if isinstance(parameter.domain, Choices):
-        return next((v for v in parameter.domain.values if v not in (0, False)), parameter.domain.values[0])
-    return _middle(parameter)
-
-
-def _largest(parameter: Parameter) -> Scalar:
-    """The last value: the largest size, the switch that is on."""
-    return parameter.domain.values[-1] if isinstance(parameter.domain, Choices) else _middle(parameter)
-
-
-def _middle(parameter: Parameter) -> Scalar:
-    domain = parameter.domain
-    if isinstance(domain, Choices):
-        return domain.values[len(domain.values) // 2]
-    middle = (domain.low * domain.high) ** 0.5 if domain.log else (domain.low + domain.high) / 2
-    return float(f"{middle:.4g}")
+def _off_or_first(parameter: Parameter) -> Scalar:
+    return parameter.domain.values[0] if isinstance(parameter.domain, Choices) else middle(parameter)

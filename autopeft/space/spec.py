@@ -1,8 +1,4 @@
-"""The YAML of a search space, as frozen values.
-
-Every setting is a *choice*: a value fixes it, a list has it searched, `{low, high}` is a range, `{halvings: k}` stands
-for the sizes H/2^0 … H/2^k of a model of width H, and the word `fill` for the size that spends the budget.
-"""
+"""The YAML of a search space, as frozen values; what a choice may be is in `autopeft.space.choices`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
@@ -12,53 +8,41 @@ from pydantic import Field, field_validator, model_validator
 from autopeft.config import Frozen, load
 from autopeft.errors import did_you_mean
 from autopeft.resources import find_yaml
+from autopeft.space.choices import (
+    FILL,
+    MAX_SIZE,
+    Depth,
+    GroupLists,
+    Halvings,
+    Range,
+    Shares,
+    SizeRange,
+    as_tuple,
+    expand_roles,
+)
 from autopeft.space.groups import ALLOCATIONS, PATTERNS
 from autopeft.space.modules import MODULES, Scalar
-
-FILL = "fill"
-
-
-class Range(Frozen):
-    """All numbers from `low` to `high`."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Even on a logarithmic scale."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.high:
-            raise ValueError(f"low <= high must hold, got low={self.low:g}, high={self.high:g}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low > 0 must hold on a log scale, got low={self.low:g}")
-        return self
-
-
-class Halvings(Frozen):
-    """Sizes floor(H / 2^k), k = 0 … `halvings`, of a model of width H (AutoPEFT's sizes)."""
-
-    halvings: int = Field(ge=0, le=20)
-    """The largest k; with H = 768, 10 gives 768, 384, 192, 96, 48, 24, 12, 6, 3, 1, 0."""
-
 
 Word = str | tuple[str, ...]
 Number = float | tuple[float, ...] | Range
 NumberOrWord = float | str | tuple[float | str, ...]
-Size = int | Literal["fill"] | tuple[int | Literal["fill"], ...] | Halvings
+Size = int | Literal["fill"] | tuple[int | Literal["fill"], ...] | Halvings | SizeRange | Shares
+Value = bool | int | float | str
+Condition = Value | tuple[Value, ...]
 
 
 class LayersSpec(Frozen):
     """Which layers are adapted, and how they are grouped."""
 
-    groups: int = Field(default=1, ge=1, le=64)
-    """Number of layer groups; modules have their own settings in each."""
+    groups: int | tuple[int, ...] | GroupLists = 1
+    """Number of layer groups (a list has it searched), or the layers of each; modules have their own settings in
+    each."""
     pattern: Word = "uniform"
     """How many layers each group has: uniform, increasing, decreasing, spindle, bottleneck."""
     tuned: Literal["all", "any"] = "all"
     """`any`: each group may be left out as a whole."""
     mask: bool = False
-    """One on/off switch a layer, shared by all modules."""
+    """One on/off switch a layer, shared by all modules; a module's own is `mask` of that module."""
     allocation: Word = "uniform"
     """How a filled budget is spread over the layers: uniform, increasing, decreasing."""
 
@@ -66,10 +50,28 @@ class LayersSpec(Frozen):
     @classmethod
     def _known(cls, value: Word, info: object) -> Word:
         known = PATTERNS if getattr(info, "field_name", "") == "pattern" else ALLOCATIONS
+        if not as_tuple(value):
+            raise ValueError("must name at least one")
         for name in as_tuple(value):
             if name not in known:
                 raise ValueError(f"must be of {', '.join(known)}, got '{name}'.{did_you_mean(str(name), known)}")
         return value
+
+    @model_validator(mode="after")
+    def _countable_groups(self) -> Self:
+        if isinstance(self.groups, GroupLists):
+            if self.pattern != "uniform":
+                raise ValueError("groups that are written out have no pattern")
+        elif not self.group_counts or any(not 1 <= n <= 64 for n in self.group_counts):
+            raise ValueError(f"groups must be from 1 to 64, got {self.groups}")
+        return self
+
+    @property
+    def group_counts(self) -> tuple[int, ...]:
+        """The numbers of groups to choose from, ascending."""
+        if isinstance(self.groups, GroupLists):
+            return (len(self.groups.lists),)
+        return tuple(sorted(set(self.groups if isinstance(self.groups, tuple) else (self.groups,))))
 
 
 class ModuleSpec(Frozen):
@@ -81,6 +83,10 @@ class ModuleSpec(Frozen):
     """What the settings are shared by."""
     size: Size
     """Rank, bottleneck or prefix length; 0 is off, `fill` spends the budget."""
+    depth: Depth | None = None
+    """Only in the first or last k layers; all layers by default."""
+    mask: bool = False
+    """An on/off switch of its own for every layer; for modules per model."""
     roles: Word | None = None
     """Sites, several joined by a comma: `q,v` for LoRA, `ffn` or `attn,ffn` for adapters."""
     alpha: Number | None = None
@@ -107,11 +113,19 @@ class ModuleSpec(Frozen):
     @field_validator("size")
     @classmethod
     def _sizes(cls, value: Size) -> Size:
-        if not isinstance(value, Halvings):
+        if isinstance(value, int | str | tuple):
+            if not as_tuple(value):
+                raise ValueError("must name at least one size")
             for size in as_tuple(value):
-                if isinstance(size, int) and not 0 <= size <= 1_000_000:
-                    raise ValueError(f"sizes must be from 0 to 1000000, got {size}")
+                if isinstance(size, int) and not 0 <= size <= MAX_SIZE:
+                    raise ValueError(f"sizes must be from 0 to {MAX_SIZE}, got {size}")
         return value
+
+    @model_validator(mode="after")
+    def _maskable(self) -> Self:
+        if self.mask and self.per != "model":
+            raise ValueError(f"a mask of its own is for modules per model; per {self.per}, list 0 among the sizes")
+        return self
 
     def option(self, name: str) -> Number | NumberOrWord | None:
         """The choice given for an option of the module, None where none is."""
@@ -133,14 +147,24 @@ class SpaceSpec(Frozen):
     """What the space is, in one line."""
     source: str = ""
     """Where it comes from."""
+    published_size: str = ""
+    """How its paper counts its points, where that differs from ours."""
     layers: LayersSpec = LayersSpec()
     """Layer groups, masks and allocation."""
     modules: Mapping[str, ModuleSpec] = Field(min_length=1)
     """Name → module; the name is the kind unless `kind` says another."""
     gate: Word = "none"
     """Gates of the modules that do not say their own."""
+    fill: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the budget that modules of size `fill` spend, together with all others."""
     at_least_one: bool = False
     """Every tuned group holds at least one module (S4)."""
+    exclude: tuple[Mapping[str, Condition], ...] = Field(default=(), max_length=8)
+    """Combinations that are not allowed within a group (layer, model), such as `{lora: on, serial: on}`; conditions are
+    `module: on`, `module: off`, `module.size: [64, 128]`, `module.gate: token`."""
+    points: Mapping[str, Mapping[str, Value]] = Field(default_factory=dict)
+    """Named points, such as a published optimum: parameter → value. `*` in a name stands for any text; sizes that are
+    not named are 0, switches off, other settings at their first value."""
     training: Mapping[Literal["learning_rate", "weight_decay", "warmup_fraction"], Number] = Field(default_factory=dict)
     """Searched training settings, which override the recipe's."""
 
@@ -148,6 +172,18 @@ class SpaceSpec(Frozen):
     def _consistent(self) -> Self:
         problems = [problem for name, module in self.modules.items() for problem in self._problems(name, module)]
         problems += self._overlaps()
+        for name in as_tuple(self.gate):
+            if problem := _refusal("lora", "gate", name):
+                problems.append(f"gate: {problem}")
+        for setting, choice in self.training.items():
+            if not isinstance(choice, Range) and not as_tuple(choice):
+                problems.append(f"training.{setting}: must name at least one value")
+        if not problems:
+            problems = [problem for number in range(len(self.exclude)) for problem in self._exclusion_problems(number)]
+        if self.layers.mask and any(module.per == "layer" for module in self.modules.values()):
+            problems.append("layers.mask: modules per layer are switched by their sizes; list 0 among them")
+        if self.layers.mask and any(module.mask or module.depth for module in self.modules.values()):
+            problems.append("layers.mask: cannot stand beside a depth or a mask of a module")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -179,7 +215,7 @@ class SpaceSpec(Frozen):
                 f"modules.{name}: unknown module '{unknown}'.{did_you_mean(unknown, MODULES)} "
                 f"Known: {', '.join(MODULES)}"
             ]
-        problems = []
+        problems = [f"modules: {name!r} cannot be the name of a module"] if not _is_plain(name) else []
         for text in as_tuple(module.roles) if module.roles else ():
             try:
                 expand_roles(str(text), kind.roles)
@@ -193,10 +229,13 @@ class SpaceSpec(Frozen):
                 problems.append(f"modules.{name}.{option}: {kind.name} has no {option}")
                 continue
             values = (choice.low, choice.high) if isinstance(choice, Range) else as_tuple(choice)
+            if not values:
+                problems.append(f"modules.{name}.{option}: must name at least one value")
             problems += [f"modules.{name}.{option}: {p}" for v in values if (p := _refusal(kind.name, option, v))]
-        sizes = () if isinstance(module.size, Halvings) else as_tuple(module.size)
-        if FILL in sizes and not kind.fills:
+        sizes = as_tuple(module.size) if isinstance(module.size, int | str | tuple) else ()
+        if (FILL in sizes or isinstance(module.size, Shares)) and not kind.fills:
             problems.append(f"modules.{name}.size: {kind.name} cannot fill a budget, its parameters grow in leaps")
+        sizes = sizes or (FILL,)
         if kind.max_size is not None and any(not isinstance(s, int) or s > kind.max_size for s in sizes):
             problems.append(f"modules.{name}.size: {kind.name} is on (1) or off (0)")
         return problems
@@ -208,10 +247,35 @@ class SpaceSpec(Frozen):
         for i, first in enumerate(names):
             for second in names[i + 1 :]:
                 if self.kind_of(first) == self.kind_of(second):
-                    sites = {r for roles in self.roles_of(first) for r in roles}
-                    if shared := sites & {r for roles in self.roles_of(second) for r in roles}:
+                    try:
+                        sites = {r for roles in self.roles_of(first) for r in roles}
+                        shared = sites & {r for roles in self.roles_of(second) for r in roles}
+                    except ValueError:  # a site that is not known: reported already
+                        continue
+                    if shared:
                         problems.append(f"modules.{first} and modules.{second} share the site {sorted(shared)[0]}")
         return problems
+
+    def _exclusion_problems(self, number: int) -> list[str]:
+        problems, where = [], f"exclude[{number}]"
+        names = {key.partition(".")[0] for key in self.exclude[number]}
+        for name in sorted(names - set(self.modules)):
+            problems.append(f"{where}: unknown module '{name}'.{did_you_mean(name, self.modules)}")
+        if not names:
+            problems.append(f"{where}: names no module")
+        if len({self.modules[name].per for name in names & set(self.modules)}) > 1:
+            problems.append(f"{where}: its modules must have the same `per`")
+        for key, value in self.exclude[number].items():
+            name, _, setting = key.partition(".")
+            if not setting and value not in ("on", "off"):
+                problems.append(f"{where}.{key}: must be on or off, got {value!r}")
+            elif name in self.modules and setting not in ("", "size", "roles", *MODULES[self.kind_of(name)].options):
+                problems.append(f"{where}.{key}: {self.kind_of(name)} has no '{setting}'")
+        return problems
+
+
+def _is_plain(name: str) -> bool:
+    return name.replace("-", "_").isidentifier() and name.isascii() and len(name) <= 60
 
 
 def _refusal(module: str, option: str, value: Scalar) -> str | None:
@@ -220,29 +284,6 @@ def _refusal(module: str, option: str, value: Scalar) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def as_tuple(choice: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
-    """The values of a choice that is one value or several."""
-    return choice if isinstance(choice, tuple) else (choice,)
-
-
-def expand_roles(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """`q,v` → (`attn.q`, `attn.v`); `all` → every allowed role.
-
-    Raises:
-        ValueError: a name that is none of the allowed roles, written in full or by its last word.
-    """
-    short = {role.rsplit(".", 1)[-1]: role for role in allowed}
-    if text.strip() == "all":
-        return allowed
-    roles = []
-    for word in (part.strip() for part in text.split(",")):
-        role = word if word in allowed else short.get(word)
-        if role is None:
-            raise ValueError(f"unknown site '{word}'.{did_you_mean(word, short)} Known: all, {', '.join(short)}")
-        roles.append(role)
-    return tuple(sorted(set(roles), key=allowed.index))
 
 
 def load_space(name: str, overrides: Sequence[str] = ()) -> SpaceSpec:

@@ -69,7 +69,9 @@ def make_plan(settings: SearchSettings) -> Plan:
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
 
     identity = Identity(
-        space=Part(settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source"}))),
+        space=Part(
+            settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source", "published_size", "points"}))
+        ),
         model=Part(task.model, fingerprint(task.model, task.revision)),
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),

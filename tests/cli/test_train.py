@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.cli.conftest import QUICK, write_rows
 from tests.cli.test_main_job import logits
+from tests.conftest import QUICK, write_rows
 
 SPEC = ("train", "--spec", "runs/r/best")
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import autopeft
 from autopeft.errors import ExportError
 from autopeft.export.targets import TARGETS, write_target
-from tests.cli.conftest import write_rows
+from tests.conftest import write_rows
 from tests.export.adapters import trained_adapter
 from tests.hybrid.adapted import distance, logits
 

@@ -80,7 +80,7 @@ def test_killed_at_any_moment_it_goes_on_and_loses_nothing(tmp_path, uninterrupt
     run, dice = tmp_path / "run", random.Random(0)
     kills = 0
     while kills < 5:
-        process = start(run, 14, 0.05)
+        process = start(run, 14, 0.2)
         try:
             process.wait(timeout=dice.uniform(0.5, 4))
             break
