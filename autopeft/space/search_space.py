@@ -376,7 +376,8 @@ class SearchSpace:
         stored, n_layers, unit, entry = max(costs, key=lambda item: item[0])
         size = entry.value("size", active)
         why = "is at least" if entry.size_parameter else "is fixed at"
-        forced = f"{entry.size_name} forces it: it {why} {1 if size == FILL else size}, in {n_layers} layers"
+        layers = "1 layer" if n_layers == 1 else f"{n_layers} layers"
+        forced = f"{entry.size_name} forces it: it {why} {1 if size == FILL else size}, in {layers}"
         if unit.group is not None and (entry.depth is None):
             forced += f" (group {unit.group} of {self.layout.grouping(active)[0]})"
         return f"{forced}, {stored:,} parameters"
