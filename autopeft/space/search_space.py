@@ -7,13 +7,12 @@ exactly so at every budget, tight or loose (see `autopeft.space.feasible`). Only
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
 
-from autopeft.errors import BudgetError, ConfigError, did_you_mean
+from autopeft.errors import BudgetError, ConfigError
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Architecture, Placement, place
 from autopeft.space.cheapest import cheapest_points
@@ -25,6 +24,7 @@ from autopeft.space.fill import fill_budget
 from autopeft.space.groups import layer_weights
 from autopeft.space.layout import Layout
 from autopeft.space.modules import Scalar
+from autopeft.space.named import forced_by, named_point
 from autopeft.space.parameters import Choices, Parameter, Params, first_on, middle
 from autopeft.space.reading import read_params
 from autopeft.space.repair import grown, shrunk
@@ -262,7 +262,7 @@ class SearchSpace:
         share = 100 * least / self.anatomy.n_parameters
         return BudgetError(
             f"--budget: no architecture of the search space fits into {self.budget:,} parameters. The smallest has "
-            f"{least:,} ({share:.4f}%); {self._forced_by(best)}. Give at least --budget {least}"
+            f"{least:,} ({share:.4f}%); {forced_by(self, best)}. Give at least --budget {least}"
         )
 
     @cached_property
@@ -313,7 +313,7 @@ class SearchSpace:
         found: dict[str, Candidate | str] = {}
         for name, given in self.spec.points.items():
             try:
-                found[name] = self._named(given)
+                found[name] = named_point(self, given)
             except ValueError as error:
                 found[name] = str(error)
         return found
@@ -363,46 +363,6 @@ class SearchSpace:
             active = self.complete(changed, lambda p: p.domain.sample(rng))
         return active
 
-    def _forced_by(self, smallest: Candidate) -> str:
-        """The dimension with the most parameters in the smallest architecture."""
-        active = dict(smallest.params)
-        costs = []
-        for unit in self.structure.in_force(active):
-            for entry in unit.entries:
-                positions = self.layout.positions(unit, entry, active)
-                values = tuple(active.get(name) for name in entry.counted_names)
-                stored, n = self.layout.entry_cost(entry, self.layout.tally(positions), values)
-                costs.append((stored, len(positions) if n else 0, unit, entry))
-        stored, n_layers, unit, entry = max(costs, key=lambda item: item[0])
-        size = entry.value("size", active)
-        why = "is at least" if entry.size_parameter else "is fixed at"
-        forced = f"{entry.size_name} forces it: it {why} {1 if size == FILL else size}, in {n_layers} layers"
-        if unit.group is not None and (entry.depth is None):
-            forced += f" (group {unit.group} of {self.layout.grouping(active)[0]})"
-        return f"{forced}, {stored:,} parameters"
-
-    def _named(self, given: Mapping[str, Scalar]) -> Candidate:
-        used: set[str] = set()
-
-        def choose(parameter: Parameter) -> Scalar:
-            names = [name for name in given if fnmatchcase(parameter.name, name)]
-            used.update(names)
-            if not names:
-                return _off_or_first(parameter)
-            exact = parameter.name if parameter.name in given else names[-1]
-            value = given[exact]
-            value = float(value) if not isinstance(parameter.domain, Choices) and type(value) is int else value
-            if not parameter.domain.contains(value):
-                raise ValueError(f"{parameter.name} cannot be {value!r} here")
-            return value
-
-        candidate = self._candidate(self.complete({}, choose))
-        known = {p.name for p in self.parameters}
-        for name in given:
-            if name not in used and not any(fnmatchcase(other, name) for other in known):
-                raise ValueError(f"there is no '{name}' here{did_you_mean(name, known)}")
-        return candidate
-
     def build(self, active: Params) -> Architecture:
         """The architecture of params that are canonical."""
         placements: list[Placement] = []
@@ -449,7 +409,3 @@ def _place(
     stack: str, layer: int, role: str, module: str, size: int, options: tuple[tuple[str, Scalar], ...]
 ) -> Placement:
     return place(stack, layer, role, module, size, dict(options))
-
-
-def _off_or_first(parameter: Parameter) -> Scalar:
-    return parameter.domain.values[0] if isinstance(parameter.domain, Choices) else middle(parameter)

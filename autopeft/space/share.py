@@ -11,7 +11,7 @@ from autopeft.space.rows import TooManyError
 if TYPE_CHECKING:
     from autopeft.space.search_space import SearchSpace
 
-_DRAWS = 1_000
+_DRAWS = 500
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,17 @@ def share_of_space(space: "SearchSpace", seed: int) -> Share:
         valid += space.is_valid(space.candidate(params))
     accepted = valid / _DRAWS
     scale = float(feasible.weights.sum()) * (feasible.n_raw_points / total)
-    return Share(scale * accepted, scale * (accepted * (1 - accepted) / _DRAWS) ** 0.5, None)
+    return Share(scale * accepted, scale * _standard_error(valid), None)
+
+
+def _standard_error(successes: int) -> float:
+    """Of a fraction of the draws; one success and one failure are added, so that it is never 0."""
+    p = (successes + 1) / (_DRAWS + 2)
+    return float((p * (1 - p) / _DRAWS) ** 0.5)
 
 
 def _by_rejection(space: "SearchSpace", seed: int) -> Share:
     """By draws in which every active parameter is uniform over its values, instead of every point alike."""
     rng = np.random.default_rng(seed)
-    accepted = sum(space.is_valid(space.candidate(space.draw(rng))) for _ in range(_DRAWS)) / _DRAWS
-    return Share(accepted, (accepted * (1 - accepted) / _DRAWS) ** 0.5, None)
+    valid = sum(space.is_valid(space.candidate(space.draw(rng))) for _ in range(_DRAWS))
+    return Share(valid / _DRAWS, _standard_error(valid), None)
