@@ -2,10 +2,12 @@
 
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -14,6 +16,7 @@ from autopeft.engine.messages import Message, Order
 from autopeft.engine.trial import EpochRecord
 from autopeft.engine.worker import serve
 
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _SECONDS_TO_DIE = 5.0
 """Between the end of a process' pipe and its own."""
 
@@ -36,7 +39,8 @@ class WorkerProcess:
         """When the order could begin, on the monotonic clock."""
         self.records: list[EpochRecord] = []
         """Of the trial in work."""
-        self.process.start()
+        with _environment(threads):
+            self.process.start()
         theirs.close()
         try:
             ours.send_bytes(backend)
@@ -84,6 +88,23 @@ class WorkerProcess:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """What libraries read when they are first imported, which in a spawned process is before it runs code of ours."""
+    # Threads that spin while they wait for each other are several times slower on a machine that is not idle.
+    ours = dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"OMP_WAIT_POLICY": "passive"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def end_all(workers: list[WorkerProcess]) -> None:

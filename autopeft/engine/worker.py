@@ -34,8 +34,6 @@ from autopeft.engine.trial import (
 )
 from autopeft.errors import AutopeftError, EnvironmentProblem
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-
 
 def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> None:
     """The process: its first message is the backend, pickled, and all further ones are orders."""
@@ -192,9 +190,6 @@ def _redirect_output(log_file: Path | None) -> None:
 
 
 def _limit_threads(threads: int) -> None:
-    """By environment for what is still to be imported, by call for torch where it is there already."""
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    # Threads that spin while they wait for each other take five times as long on a machine that is not idle.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """The environment, set by the supervisor, limits what reads it; torch may have been told otherwise since."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)

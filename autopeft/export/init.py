@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autopeft.errors import ExportError
 from autopeft.export.plain_lora import is_plain_lora, write_plain_lora
 from autopeft.export.spec import AdapterSpec
 from autopeft.export.target import WEIGHTS_FILE, write_spec
@@ -30,7 +31,16 @@ def write_init(source: Path, spec: AdapterSpec, folder: Path) -> None:
 
 
 def write_untrained(spec: AdapterSpec, folder: Path) -> None:
-    """The adapter folder alone."""
+    """The adapter folder alone.
+
+    Raises:
+        ExportError: a module starts from weights of the base model, which are not read here.
+    """
+    if n_dora := sum(dict(p.options).get("variant") == "dora" for p in spec.parsed_architecture.placements):
+        raise ExportError(
+            f"an untrained adapter cannot hold dora ({n_dora} places): its magnitudes start at the norms of the base "
+            "model's weights. Train it with: autopeft train --spec …"
+        )
     if not is_plain_lora(spec.parsed_architecture):
         _write_hybrid(spec, folder)
         return

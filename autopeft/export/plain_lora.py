@@ -15,16 +15,14 @@ from typing import Any
 from autopeft.errors import ExportError
 from autopeft.export.spec import AdapterSpec
 from autopeft.export.target import CONFIG_FILE, WEIGHTS_FILE
-from autopeft.space.architecture import Architecture
+from autopeft.space.architecture import Architecture, Placement
 
 _LORA_KEY = re.compile(r"(.*)\.autopeft_lora_([AB])\.weight")
 
 
 def is_plain_lora(architecture: Architecture) -> bool:
     """Whether HF PEFT's LoRA holds the architecture: no gates, no DoRA; once trained, LoRA-FA is LoRA."""
-    return architecture.modules == {"lora"} and all(
-        p.option("gate") == "none" and p.option("variant") != "dora" for p in architecture.placements
-    )
+    return bool(architecture) and not any(_beyond_lora(p) for p in architecture.placements)
 
 
 def refuse_hybrid(architecture: Architecture, target: str, instead: str) -> None:
@@ -34,13 +32,18 @@ def refuse_hybrid(architecture: Architecture, target: str, instead: str) -> None
     """
     if is_plain_lora(architecture):
         return
-    held = Counter(
-        "gated lora" if p.module == "lora" else p.module
-        for p in architecture.placements
-        if p.module != "lora" or p.option("gate") != "none"
-    )
+    held = Counter(name for p in architecture.placements if (name := _beyond_lora(p)))
     named = ", ".join(f"{module} ({n} places)" for module, n in sorted(held.items())) or "an empty architecture"
     raise ExportError(f"{target} cannot hold {named}, only LoRA without gates. Search with --space lora, or {instead}")
+
+
+def _beyond_lora(placement: Placement) -> str:
+    """What PEFT's LoRA cannot hold of a placement, by name; empty where it holds it."""
+    if placement.module != "lora":
+        return placement.module
+    if placement.option("gate") != "none":
+        return "gated lora"
+    return "dora" if placement.option("variant") == "dora" else ""
 
 
 def lora_settings(spec: AdapterSpec) -> dict[str, Any]:

@@ -259,6 +259,28 @@ def test_what_workers_print_goes_to_the_log_and_not_to_the_terminal(
     assert capfd.readouterr() == ("", "")
 
 
+class Revealing(ToyTrainer):
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
+
+
+@dataclass(frozen=True)
+class RevealingBackend(ToyBackend):
+    def open(self, worker: int = 0) -> ToyTrainer:
+        return Revealing(self)
+
+
+def test_threads_are_limited_before_a_worker_imports_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with WorkerPool(RevealingBackend(), threads=3) as pool:
+        (ready,) = pool.wait(PATIENCE)
+        assert os.environ["OMP_NUM_THREADS"] == "7" and "OMP_WAIT_POLICY" not in os.environ
+    assert isinstance(ready, Ready)
+    assert ready.facts == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_no_worker_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "supervisor.py"

@@ -29,7 +29,7 @@ def loras(stack: str, q: str = "attn.q") -> Architecture:
 
 
 def trained_adapter(folder: Path, family: str, kind: str, task_type: str = "SEQ_CLS") -> TrainedAdapter:
-    """`kind`: lora, bitfit (LoRA and BitFit), adapters (all that AdapterHub holds), or mixed."""
+    """`kind`: lora, bitfit (LoRA and BitFit), adapters (all that AdapterHub holds), dora, or mixed (all but DoRA)."""
     base = checkpoint(folder / "base", family)
     auto = AutoModelForCausalLM if task_type == "CAUSAL_LM" else AutoModelForSequenceClassification
     labels = {} if task_type == "CAUSAL_LM" else {"num_labels": 2}
@@ -55,7 +55,8 @@ def trained_adapter(folder: Path, family: str, kind: str, task_type: str = "SEQ_
                 place(stack, 1, "ffn", "parallel", 7, {"scale": "learned", "activation": "gelu"}),
             ]
         ),
-        "mixed": lambda: mixed(anatomy),
+        "mixed": lambda: Architecture.of(p for p in mixed(anatomy).placements if ("variant", "dora") not in p.options),
+        "dora": lambda: Architecture.of([place(stack, 0, "attn.o", "lora", 2, {"variant": "dora"})]),
     }[kind]()
     adapted = shake(adapt(model, architecture, task_type=task_type, base_fingerprint=anatomy.fingerprint))
     adapted.save_pretrained(folder / "trained")

@@ -82,8 +82,10 @@ def test_a_merged_model_computes_the_same_without_peft(family, kind, tmp_path):
 
 
 REFUSALS = [
-    ("merged", "bert", "mixed", r"merged cannot hold gated lora.*parallel.*prefix.*--space lora"),
-    ("llama-factory", "llama", "mixed", r"LLaMA-Factory cannot hold gated lora \(1 places\).*axolotl"),
+    ("init", "bert", "dora", r"cannot hold dora \(1 places\).*autopeft train"),
+    ("llama-factory", "llama", "dora", r"LLaMA-Factory cannot hold dora \(1 places\)"),
+    ("merged", "bert", "mixed", r"merged cannot hold .*gated lora.*parallel.*prefix.*--space lora"),
+    ("llama-factory", "llama", "mixed", r"LLaMA-Factory cannot hold .*gated lora \(1 places\).*axolotl"),
     ("llama-factory", "bert", "lora", r"trains causal language models.*is a bert.*trainer"),
     ("axolotl", "bert", "lora", "causal"),
     ("ms-swift", "bert", "mixed", "causal"),
