@@ -43,7 +43,7 @@ def study_status(run: str | None) -> Report:
     states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "failed", "running")}
     seconds = [t.result.seconds for t in view.trials if t.result]
     missing = max(0, view.identity.trials - states["complete"])
-    left = missing * sum(seconds) / len(seconds) if seconds else None
+    left = _seconds_left(view, missing)
     data = {
         "run": str(folder),
         "trials": view.identity.trials,
@@ -61,6 +61,15 @@ def study_status(run: str | None) -> Report:
         f"trained {duration(sum(seconds))}" + (f", about {duration(left)} left" if left and missing else ""),
     ]
     return "\n".join([*lines, "", *best_lines(view, folder)]), data
+
+
+def _seconds_left(view: StudyView, missing: int) -> float | None:
+    """By the pace of the last ten trials, whatever the number of workers; None before the first has ended."""
+    recent = sorted((t for t in view.trials if t.finished is not None), key=lambda t: t.finished or 0.0)[-10:]
+    if not recent:
+        return None
+    span = max(t.finished or 0.0 for t in recent) - min(t.started for t in recent)
+    return max(0.0, missing * span / len(recent))
 
 
 def show_study(what: Sequence[str], run: str | None) -> Report:
