@@ -147,6 +147,10 @@ class LineView:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+_OTHER_COLUMNS = 62
+"""Characters that the columns beside the architecture take at most."""
+
+
 class LiveView:
     """A table that is redrawn in place: running trials, the five best, budget and time left."""
 
@@ -193,7 +197,7 @@ class LiveView:
         for name, right in (("trial", True), ("score", True), ("parameters", True), ("of budget", True)):
             rows.add_column(name, justify="right" if right else "left", no_wrap=True)
         rows.add_column("seconds", justify="right", no_wrap=True)
-        rows.add_column("architecture", overflow="ellipsis", no_wrap=True, ratio=1)
+        rows.add_column("architecture", no_wrap=True)
         ranked = sorted(progress.complete, key=lambda t: (-(t.score or 0.0), t.stored))[:5]
         for trial in ranked:
             seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
@@ -213,7 +217,10 @@ class LiveView:
     def _cells(self, trial: TrialRecord, score: str, seconds: str) -> tuple[str, ...]:
         assert self.progress.plan is not None
         of_budget = share(trial.stored, self.progress.plan.budget_parameters)
-        return str(trial.number), score, f"{trial.stored:,}", of_budget, seconds, summary(trial)
+        room = max(20, self.console.width - _OTHER_COLUMNS)
+        text = summary(trial)
+        text = text if len(text) <= room else text[: room - 1] + "…"
+        return str(trial.number), score, f"{trial.stored:,}", of_budget, seconds, text
 
 
 def stopping(event: Stopping) -> str:
