@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,12 +11,29 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def build(kind: str, source: Path, out: Path) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(out)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    return next(out.iterdir())
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return zipfile.ZipFile(next(out.glob("*.whl")))
+    """Built from the checkout."""
+    return zipfile.ZipFile(build("wheel", ROOT, tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.fixture(scope="module")
+def wheel_of_sdist(tmp_path_factory) -> zipfile.ZipFile:
+    """Built from the source distribution, as pip does it."""
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))) as archive:
+        archive.extractall(unpacked, filter="data")
+    return zipfile.ZipFile(build("wheel", next(unpacked.iterdir()), tmp_path_factory.mktemp("second")))
+
+
+def test_a_wheel_of_the_sdist_is_the_wheel(wheel, wheel_of_sdist):
+    assert sorted(wheel.namelist()) == sorted(wheel_of_sdist.namelist())
 
 
 @pytest.mark.parametrize("folder", ["search_spaces", "trials"])

@@ -102,6 +102,8 @@ class TrainingSpec(Frozen):
     """Peak learning rate, reached after `warmup_fraction` of the steps; falls to 0 linearly from there."""
     head_learning_rate: float | None = Field(default=None, gt=0, le=10)
     """Peak learning rate of the task head, which starts from random weights; left out: the same as `learning_rate`."""
+    lora_plus_ratio: float = Field(default=1.0, gt=0, le=1000)
+    """Learning rate of LoRA's B over that of its A (LoRA+, Hayou et al. 2024, advises 16); 1 is plain LoRA."""
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
     """Share of all steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)

@@ -256,12 +256,17 @@ def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
     return step / warmup if step <= warmup else (n_steps - step + 1) / (n_steps - warmup)
 
 
+_LORA_B = ".autopeft_lora_B."
+
+
 def parameter_groups(adapted: nn.Module, spec: TrainingSpec) -> list[dict[str, Any]]:
     """What trains, in groups for AdamW, each with its `peak` learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             peak = (spec.head_learning_rate if is_of_head(name) else None) or spec.learning_rate
+            if _LORA_B in name:
+                peak *= spec.lora_plus_ratio
             decay = spec.weight_decay if parameter.dim() >= 2 else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     return [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in groups.items()]

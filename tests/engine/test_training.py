@@ -236,6 +236,16 @@ def test_the_head_may_learn_faster_than_the_adapters(trainer: TransformerTrainer
     assert sum(p.numel() for group in groups for p in group["params"]) == 66 + shared(trainer).count(HYBRID).trained
 
 
+def test_lora_plus_gives_b_its_own_learning_rate(trainer: TransformerTrainer) -> None:
+    with shared(trainer).adapted(HYBRID, dropout=0.0, seed=0) as adapted:
+        groups = parameter_groups(adapted, recipe(lora_plus_ratio=16.0).training)
+        names = {id(parameter): name for name, parameter in adapted.named_parameters()}
+    peaks = {names[id(p)]: group["peak"] for group in groups for p in group["params"]}
+    of_b = {name for name in peaks if "lora_B" in name}
+    assert of_b
+    assert all(peak == (16 * 1e-2 if name in of_b else 1e-2) for name, peak in peaks.items())
+
+
 @pytest.mark.parametrize("damage", ["missing file", "missing key", "surplus key", "other shape"])
 def test_damaged_weights_are_refused(trainer: TransformerTrainer, tmp_path: Path, damage: str) -> None:
     run(trainer, job(tmp_path, epochs=1))
