@@ -38,13 +38,7 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
         option = reading.override(override)
         if root is not None and option is not None:
             root = merge(root, option)
-    problems = reading.problems
-    if root is not None and not reading.is_incomplete:
-        value, invalid = validate(root, model)
-        if value is not None and not problems:
-            return value
-        problems += invalid
-    raise ConfigError(rendered(problems))
+    return reading.validated(root, model)
 
 
 def rendered(problems: Sequence[Problem]) -> list[str]:
@@ -169,6 +163,20 @@ class Reading:
         for key in reversed(keys):
             node = Node({key: node}, place)
         return node
+
+    def validated(self, root: Node | None, model: type[T]) -> T:
+        """The model that `root` describes.
+
+        Raises:
+            ConfigError: all problems, those of reading and those of the values.
+        """
+        problems = list(self.problems)
+        if root is not None and not self.is_incomplete:
+            value, invalid = validate(root, model)
+            if value is not None and not problems:
+                return value
+            problems += invalid
+        raise ConfigError(rendered(problems))
 
     def report(self, place: Place, text: str, key: str = "") -> None:
         self.problems.append(Problem(place, (key,) if key else (), text))

@@ -6,10 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from autopeft.config.loading import Reading, merge, rendered
+from autopeft.config.loading import Reading, merge
 from autopeft.config.tree import Node, Place
-from autopeft.config.validation import validate
-from autopeft.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -27,13 +25,7 @@ def load_options(model: type[T], options: Sequence[tuple[str, str, Any]], path: 
     for source, key, value in options:
         place = Place(source, None)
         root = root and merge(root, Node({key: _node(value, place)}, place))
-    problems = reading.problems
-    if root is not None and not reading.is_incomplete:
-        result, invalid = validate(root, model)
-        if result is not None and not problems:
-            return result
-        problems += invalid
-    raise ConfigError(rendered(problems))
+    return reading.validated(root, model)
 
 
 def _node(value: Any, place: Place) -> Node:
