@@ -23,7 +23,11 @@ class Choices:
         return self.values[int(rng.integers(len(self.values)))]
 
     def contains(self, value: Scalar) -> bool:
-        return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.values)
+        is_bool = isinstance(value, bool)
+        for v in self.values:  # noqa: SIM110 - a loop, not `any`, as in `Parameter.is_active`
+            if v == value and isinstance(v, bool) == is_bool:
+                return True
+        return False
 
     def near(self, value: Scalar) -> Iterator[Scalar]:
         """The values next to `value` where they are ordered, else all others."""
