@@ -28,6 +28,8 @@ from autopeft.engine.classifier import (
     save_adapter,
 )
 from autopeft.engine.data import TaskData
+from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
@@ -53,11 +55,12 @@ class TransformerBackend:
     recipe: TrialRecipe
     """Its model is not looked at."""
     data: TaskData
+    limits: Limits = NO_LIMITS
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data)
+        return type(self), (self.model, self.revision, self.recipe, data, self.limits)
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -82,18 +85,24 @@ class TransformerBackend:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels)
+        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits)
 
 
 class TransformerTrainer:
     """Trains and scores adapters on one shared model."""
 
     def __init__(
-        self, base: SharedClassifier, recipe: TrialRecipe, splits: Mapping[str, TokenisedSplit], n_outputs: int
+        self,
+        base: SharedClassifier,
+        recipe: TrialRecipe,
+        splits: Mapping[str, TokenisedSplit],
+        n_outputs: int,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._base = base
         self._recipe = recipe
         self._splits = splits
+        self._limits = limits
         self._metrics = metric_names(recipe, n_outputs)
 
     @property
@@ -115,6 +124,7 @@ class TransformerTrainer:
             NotFiniteError: the loss or a metric is NaN or infinite.
             ConfigError: `job.training` has fields that the recipe does not have, or that trials share.
             UnknownSiteError: the model has no place for a placement.
+            OverLimitError: the architecture is too slow or takes too much memory; it was not trained.
         """
         start = time.monotonic()
         spec = training_of(self._recipe, job)
@@ -122,6 +132,7 @@ class TransformerTrainer:
             torch.cuda.reset_peak_memory_stats(self._base.device)
         try:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
+                overhead, memory = self._gauge(adapted, spec)
                 best, records = self._fit(adapted, spec, job.seed, start, on_epoch)
                 save_adapter(adapted, job.folder)
         finally:
@@ -138,7 +149,32 @@ class TransformerTrainer:
             head=count.head,
             seconds=time.monotonic() - start,
             peak_memory_bytes=self._peak_memory(),
+            latency_overhead=overhead,
+            training_memory_bytes=memory,
         )
+
+    def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+        """What is limited, measured: (latency overhead, bytes of training).
+
+        Raises:
+            OverLimitError: it is over its limit.
+        """
+        overhead = memory = None
+        if self._limits.latency_overhead is not None:
+            typical = typical_batch(self._splits["validation"])
+            overhead = latency_overhead(
+                lambda: self._forward(adapted, typical), adapted.disable_adapter, self._base.device
+            )
+            refuse_over_limit(self._limits, overhead, None)
+        if self._limits.memory_bytes is not None:
+            batch = longest_batch(self._splits["train"], spec.batch_size)
+            let_adapters_drop(adapted)
+            memory = training_memory(
+                adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
+            )
+            adapted.eval()
+            refuse_over_limit(self._limits, None, memory)
+        return overhead, memory
 
     def evaluate(self, job: TrialJob, split: str) -> Evaluation:
         """

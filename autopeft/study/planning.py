@@ -24,6 +24,7 @@ from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.identity import Identity, Part
+from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
@@ -59,10 +60,11 @@ def make_plan(settings: SearchSettings) -> Plan:
         raise UnknownNameError("sampler", settings.sampler, tuple(SAMPLERS))
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
+    max_trained, limits = parse_limits(settings)
     timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
     recipe, spec = load_files(settings)
     task = resolve_task(settings, recipe)
-    space = bind_space(spec, task.anatomy, budget)
+    space = bind_space(spec, task.anatomy, budget, max_trained)
     n_trials = settings.trials or recipe.trials
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in LIBRARIES}
@@ -82,6 +84,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         budget_parameters=space.budget or 0,
         trials=n_trials,
         time=seconds,
+        limits=limits_of_identity(space, limits),
         facts=facts,
     )
     resolved = settings.model_copy(
@@ -94,7 +97,9 @@ def make_plan(settings: SearchSettings) -> Plan:
         identity=identity,
         space=space,
         sampler=sampler,
-        backend=TransformerBackend(model=task.model, revision=task.revision, recipe=recipe, data=task.data),
+        backend=TransformerBackend(
+            model=task.model, revision=task.revision, recipe=recipe, data=task.data, limits=limits
+        ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
@@ -106,7 +111,7 @@ def make_plan(settings: SearchSettings) -> Plan:
             ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
         ),
         context=context_of(task),
-        facts=_facts(task),
+        facts=_facts(task) + limit_facts(space, limits),
         notes=task.data.notes,
     )
 
@@ -152,13 +157,17 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
     return Task(recipe, model, revision, load_anatomy(model, revision), data)
 
 
-def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> SearchSpace:
+def bind_space(
+    spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget, max_trained: ParameterBudget | None = None
+) -> SearchSpace:
     """
     Raises:
         BudgetError: nothing of the space fits; names the smallest reachable budget.
         ConfigError: nothing of the space can stand in the model.
     """
-    space = SearchSpace(spec, anatomy, budget.resolve(anatomy.n_parameters))
+    n_model = anatomy.n_parameters
+    trained = max_trained.resolve(n_model) if max_trained else None
+    space = SearchSpace(spec, anatomy, budget.resolve(n_model), trained)
     if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
         raise space.infeasible()
     return space
@@ -190,7 +199,13 @@ def _run_name(settings: SearchSettings, task: Task) -> str:
         parts.append(name_word(settings.model))
     if settings.recipe not in (None, _default_recipe(settings)):
         parts.append(name_word(settings.recipe or ""))
-    parts += [name_word(settings.space), settings.budget.replace("%", "pct"), f"seed{settings.seed}"]
+    limits = {
+        "trained": settings.max_trained,
+        "latency": settings.max_latency_overhead,
+        "memory": settings.max_memory,
+    }
+    budgets = [settings.budget, *(f"{name}{text}" for name, text in limits.items() if text)]
+    parts += [name_word(settings.space), *(text.replace("%", "pct") for text in budgets), f"seed{settings.seed}"]
     return "-".join(parts)
 
 

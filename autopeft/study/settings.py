@@ -17,6 +17,13 @@ class SearchSettings(Frozen):
 
     budget: str
     """Most stored adapter parameters, task head apart: 0.5% (of the base model), 500k, 1.2M or 300000."""
+    max_trained: str | None = None
+    """Most trained adapter parameters, in the forms of budget; no limit by default. More train than are stored where a
+    part is dropped after training."""
+    max_latency_overhead: str | None = None
+    """Longest forward pass: 1.2 times the base model's, or 20% more; measured before training; no limit by default."""
+    max_memory: str | None = None
+    """Most memory of one training, such as 8GB or 800MB; measured before training; no limit by default."""
     model: str | None = None
     """Folder, hub id, or package:NAME of the base model; the recipe's by default."""
     data: str | None = None
@@ -44,10 +51,10 @@ class SearchSettings(Frozen):
     set: tuple[str, ...] = ()
     """key=value, changes to the recipe (training.epochs=3), or to the space (space.layers.groups=2)."""
 
-    @field_validator("budget", mode="before")
+    @field_validator("budget", "max_trained", "max_latency_overhead", mode="before")
     @classmethod
     def _number_as_text(cls, value: object) -> object:
-        return str(value) if type(value) is int else value
+        return str(value) if type(value) in (int, float) else value
 
 
 def resolve_settings(
