@@ -31,10 +31,11 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.recipe import TrainingSpec, TrialRecipe
+from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
+from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 
 INTERVAL_SEED = 0
@@ -271,7 +272,7 @@ def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
     """
     problems = [f"training.{name}: is the same for all trials" for name, _ in job.training if name in SHARED]
     try:
-        spec = TrainingSpec.model_validate({**recipe.training.model_dump(), **dict(job.training)})
+        spec = TrainingSpec.model_validate(recipe.training.with_changes(dict(job.training)))
     except ValidationError as error:
         problems += [f"training.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if problems:
@@ -298,12 +299,16 @@ _LORA_B = ".autopeft_lora_B."
 def parameter_groups(adapted: nn.Module, spec: TrainingSpec) -> list[dict[str, Any]]:
     """What trains, in groups for AdamW, each with its `peak` learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    kinds = kinds_of_parameters(adapted) if spec.modules else {}
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
-            peak = (spec.head_learning_rate if is_of_head(name) else None) or spec.learning_rate
+            own = spec.modules.get(kinds.get(parameter, ""), ModuleTraining())
+            its_rate = spec.head_learning_rate if is_of_head(name) else own.learning_rate
+            peak = spec.learning_rate if its_rate is None else its_rate
             if _LORA_B in name:
                 peak *= spec.lora_plus_ratio
-            decay = spec.weight_decay if parameter.dim() >= 2 else 0.0
+            its_decay = spec.weight_decay if own.weight_decay is None else own.weight_decay
+            decay = its_decay if parameter.dim() >= 2 else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     return [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in groups.items()]
 

@@ -54,14 +54,15 @@ def _smallest_at_random(space: "SearchSpace", rng: np.random.Generator) -> "Cand
     if not smallest:
         raise space.infeasible()
     chosen = smallest[int(rng.integers(len(smallest)))]
-    training = dict(chosen.training)
+    training = {p.name for p in space.parameters if p.is_training}
     return space.bind(space.completed({n: v for n, v in chosen.params if n not in training}, rng))
 
 
 def _nearest_valid(space: "SearchSpace", candidate: "Candidate", rng: np.random.Generator) -> "Candidate":
     """Another valid point, with the training settings of the one that could not be mended."""
     other = _smallest_at_random(space, rng) if space.feasible is None else sample(space, rng)
-    given = dict(other.params) | dict(candidate.training)
+    training = {p.name for p in space.parameters if p.is_training}
+    given = dict(other.params) | {name: value for name, value in candidate.params if name in training}
     return space.bind(space.complete(given, lambda parameter: parameter.domain.sample(rng)))
 
 

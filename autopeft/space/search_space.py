@@ -38,7 +38,7 @@ class Candidate:
     params: tuple[tuple[str, Scalar], ...]
     """The active parameters, in the order of the space."""
     training: tuple[tuple[str, Scalar], ...]
-    """Training settings that the point decides, overriding the recipe's."""
+    """Training settings that the point decides, overriding the recipe's; of one kind: `modules.lora.learning_rate`."""
     space: "SearchSpace" = field(repr=False, compare=False)
 
     @cached_property
@@ -92,7 +92,8 @@ class SearchSpace:
         self.layout = Layout(spec, self.structure, anatomy, budget)
         self.builder = Builder(self.layout, spec.fill, max_trained)
         self.tables = Tables(self.structure, self.layout)
-        self._training = tuple(p.name for p in self.structure.parameters if p.is_training)
+        training = (p for p in self.structure.parameters if p.is_training)
+        self._training = tuple((p.name, p.setting or p.name) for p in training)
         if budget is None and self.structure.fills:
             raise ConfigError([f"search space '{spec.title}' fills a budget: give one with --budget"])
 
@@ -141,7 +142,9 @@ class SearchSpace:
     def bind(self, active: dict[str, Scalar], least: Cost | None = None) -> Candidate:
         """The point of params that are canonical, with its least cost where that is known."""
         candidate = Candidate(
-            tuple(active.items()), tuple([(n, active[n]) for n in self._training if n in active]), self
+            tuple(active.items()),
+            tuple([(setting, active[name]) for name, setting in self._training if name in active]),
+            self,
         )
         if least is not None:
             candidate.__dict__["least"] = least  # where `cached_property` looks
@@ -154,7 +157,7 @@ class SearchSpace:
             ValueError: the architecture is not in the space.
         """
         structural = [p for p in self.parameters if p.name in ("groups", "pattern", "allocation")]
-        given = {p.name: (training or {}).get(p.name, middle(p)) for p in self.parameters if p.is_training}
+        given = {p.name: (training or {}).get(p.setting or p.name, middle(p)) for p in self.parameters if p.is_training}
         ways = (True, False) if self.structure.fills else (False,)
         for *values, prefer_fill in product(
             *(p.domain.values for p in structural if isinstance(p.domain, Choices)), ways

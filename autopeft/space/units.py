@@ -258,7 +258,7 @@ class Structure:
         """Parameter → the sets of its values that other parameters are active with."""
         found: dict[str, tuple[frozenset[Scalar], ...]] = {}
         for parameter in self.parameters:
-            for parent, values in parameter.conditions:
+            for parent, values in (*parameter.conditions, *parameter.any_of):
                 found[parent] = tuple({*found.get(parent, ()), values})
         return found
 

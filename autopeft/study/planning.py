@@ -71,13 +71,11 @@ def make_plan(settings: SearchSettings) -> Plan:
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
 
     identity = Identity(
-        space=Part(
-            settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source", "published_size", "points"}))
-        ),
+        space=Part(settings.space, _hash(spec.content())),
         model=Part(task.model, fingerprint(task.model, task.revision)),
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
-        training=Part(_protocol(recipe.training), _hash(recipe.training.model_dump(mode="json"))),
+        training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
         objective="score",
         seed=settings.seed,
         budget=settings.budget,
