@@ -16,8 +16,8 @@ from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
-from autopeft.errors import ConfigError, UnknownNameError
-from autopeft.samplers import SAMPLERS
+from autopeft.errors import ConfigError
+from autopeft.samplers import find_sampler
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.depth import depth_of
@@ -54,9 +54,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         UsageError: whatever is wrong with the settings, the files they name, the data, the model or the budget.
         EnvironmentProblem: a package that is needed is not installed.
     """
-    sampler = SAMPLERS.get(settings.sampler)
-    if sampler is None:
-        raise UnknownNameError("sampler", settings.sampler, tuple(SAMPLERS))
+    sampler = find_sampler(settings.sampler)
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
     timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None

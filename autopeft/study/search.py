@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.trial import RESULT_FILE, Evaluation, TrialJob, TrialResult, read_result, trial_seed
 from autopeft.errors import AutopeftError
 from autopeft.resources import atomic_write
 from autopeft.samplers import Ask, Observation, SpaceExhaustedError, propose
-from autopeft.space.parameters import Choices, Params
-from autopeft.space.search_space import SearchSpace
+from autopeft.samplers.optuna_study import stored_distribution
+from autopeft.space.parameters import Params
 from autopeft.study.database import DATABASE_FILE
 from autopeft.study.identity import check
 from autopeft.study.layout import LOG_FILE
@@ -85,7 +84,7 @@ class _Session:
 
     def __init__(self, plan: Plan, store: Store, stop: Stop, listener: Listener, log: logging.Logger) -> None:
         self.plan, self.store, self.stop, self.listener, self.log = plan, store, stop, listener, log
-        self.distributions = stored_distributions(plan.space)
+        self.distributions = {p.name: stored_distribution(p) for p in plan.space.parameters}
         self.failures = FailurePolicy()
         self.cut_off = deque(store.unfinished())
         """Trials that were running when an earlier session died."""
@@ -236,16 +235,6 @@ class _Session:
 
     def _job(self, trial: TrialRecord) -> TrialJob:
         return self.plan.job(trial.number, trial.architecture, trial.training)
-
-
-def stored_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Parameter name → the Optuna distribution under which its values are stored."""
-    return {
-        p.name: CategoricalDistribution(p.domain.values)
-        if isinstance(p.domain, Choices)
-        else FloatDistribution(p.domain.low, p.domain.high, log=p.domain.log)
-        for p in space.parameters
-    }
 
 
 def _observation(trial: TrialRecord, is_settled: bool) -> Observation:
