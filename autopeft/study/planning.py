@@ -18,6 +18,7 @@ from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError
 from autopeft.samplers import find_sampler
+from autopeft.samplers.named import OptunaSampler
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.depth import depth_of
@@ -61,6 +62,8 @@ def make_plan(settings: SearchSettings) -> Plan:
     recipe, spec = load_files(settings)
     task = resolve_task(settings, recipe)
     space = bind_space(spec, task.anatomy, budget)
+    if isinstance(sampler, OptunaSampler):
+        sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in LIBRARIES}
@@ -74,7 +77,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
         training=Part(_protocol(recipe.training), _hash(recipe.training.model_dump(mode="json"))),
-        objective="score",
+        objective=settings.objective,
         seed=settings.seed,
         budget=settings.budget,
         budget_parameters=space.budget or 0,

@@ -38,7 +38,15 @@ from autopeft.study.progress import (
     silent,
 )
 from autopeft.study.reader import read_study
-from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord, TrialStart, best_trial
+from autopeft.study.record import (
+    CONTEXT_SUMMARY,
+    HELD_OUT_SUMMARY,
+    StudyView,
+    TrialRecord,
+    TrialStart,
+    best_trial,
+    pareto_front,
+)
 from autopeft.study.stopping import GRACE_SECONDS, FailurePolicy, Stop, signals
 from autopeft.study.store import Store
 
@@ -147,7 +155,8 @@ class _Session:
         past = [_observation(trial, trial.number < settled) for trial in self.store.trials]
         try:
             seed = trial_seed(self.plan.settings.seed, len(past))
-            candidate = propose(self.plan.sampler, Ask(self.plan.space, past, seed))
+            ask = Ask(self.plan.space, past, seed, self.plan.settings.objective)
+            candidate = propose(self.plan.sampler, ask)
         except SpaceExhaustedError as error:
             self.exhausted = str(error)
             return None
@@ -192,9 +201,11 @@ class _Session:
         self.listener(TrialEnded(self.store.trials[result.number]))
 
     def _drop_weights(self) -> None:
-        """Keep those of the best trials only; a failed trial leaves nothing."""
+        """Keep those of the best trials only, and of the front where it is searched; a failed trial leaves none."""
         ranked = sorted((t for t in self.store.trials if t.score is not None), key=lambda t: -(t.score or 0.0))
-        for trial in ranked[self.plan.settings.keep :]:
+        front = pareto_front(self.store.trials) if self.plan.settings.objective == "pareto" else ()
+        kept = {trial.number for trial in front}
+        for trial in (t for t in ranked[self.plan.settings.keep :] if t.number not in kept):
             for file in self._job(trial).folder.glob("*"):
                 if file.name != RESULT_FILE:
                     file.unlink()

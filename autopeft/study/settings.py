@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -26,7 +26,9 @@ class SearchSettings(Frozen):
     space: str = "hybrid"
     """What may be varied, a shipped name or a YAML file."""
     sampler: str = "tpe"
-    """What proposes architectures: tpe or random."""
+    """What proposes architectures: tpe, random, gp, nsga2, evolution; optuna:NAME or optunahub:PACKAGE for others."""
+    objective: Literal["score", "pareto"] = "score"
+    """`score`: the best score within the budget; `pareto`: the best score for every number of stored parameters."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
     """Completed trials in all, earlier runs of the study included; the recipe's by default."""
     time: str | None = None
@@ -40,7 +42,7 @@ class SearchSettings(Frozen):
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
     keep: int = Field(default=10, ge=1)
-    """Of how many of the best trials the weights are kept."""
+    """Of how many of the best trials the weights are kept; with objective pareto those of the front, too."""
     set: tuple[str, ...] = ()
     """key=value, changes to the recipe (training.epochs=3), or to the space (space.layers.groups=2)."""
 
