@@ -67,6 +67,10 @@ def search(
     objective: Annotated[
         str | None, typer.Option(help="score, or pareto: the best score for every number of stored parameters.")
     ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option("--baselines/--no-baselines", help="Published configurations at this budget as first trials."),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
@@ -96,6 +100,7 @@ def search(
         "space": space,
         "sampler": sampler,
         "objective": objective,
+        "baselines": baselines,
         "trials": trials,
         "time": time,
         "seed": seed,

@@ -239,4 +239,5 @@ def summary(trial: TrialRecord) -> str:
     """The architecture in one line."""
     rate = dict(trial.training).get("learning_rate")
     training = f"lr={rate:.2g}  " if isinstance(rate, float) else ""
-    return training + "; ".join(layer_map(trial.architecture))
+    name = f"[{trial.baseline}]  " if trial.baseline else ""
+    return name + training + "; ".join(layer_map(trial.architecture))

@@ -24,6 +24,7 @@ from autopeft.space.budget import ParameterBudget
 from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
+from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.identity import Identity, Part
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
@@ -65,6 +66,7 @@ def make_plan(settings: SearchSettings) -> Plan:
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
+    baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in LIBRARIES}
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
@@ -108,7 +110,8 @@ def make_plan(settings: SearchSettings) -> Plan:
         ),
         context=context_of(task),
         facts=_facts(task),
-        notes=task.data.notes,
+        notes=(*task.data.notes, *notes),
+        baselines=baselines,
     )
 
 
@@ -163,6 +166,17 @@ def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> Se
     if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
         raise space.infeasible()
     return space
+
+
+def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baseline, ...], tuple[str, ...]]:
+    """The published configurations that the space holds, and what to say about them."""
+    found, absent = find_baselines(space, recipe.training.model_dump())
+    notes = []
+    if found:
+        notes.append("first trials: " + ", ".join(baseline.name for baseline in found))
+    if absent:
+        notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
+    return found, tuple(notes)
 
 
 def default_workers(n_parameters: int) -> int:

@@ -142,15 +142,21 @@ class _Session:
         return self.plan.seconds is not None and spent / self.plan.n_workers >= self.plan.seconds
 
     def _next_trial(self) -> TrialRecord | None:
-        """One that was cut off, the repetition of one whose worker was killed, or the sampler's proposal."""
+        """One that was cut off, one whose worker was killed, the next baseline, or the sampler's proposal."""
         if self.cut_off:
             return self.cut_off.popleft()
         repeated = {trial.retry_of for trial in self.store.trials}
         for trial in self.store.trials[: max(0, self._n_settled())]:
             killed = trial.result is not None and trial.result.cause == "killed"
             if killed and trial.retry_of is None and trial.number not in repeated:
-                start = TrialStart(trial.architecture, trial.stored, trial.training, retry_of=trial.number)
+                start = TrialStart(trial.architecture, trial.stored, trial.training, trial.number, trial.baseline)
                 return self._begin(trial.params, start)
+        begun = {trial.architecture.id for trial in self.store.trials}
+        for baseline in self.plan.baselines:
+            point = baseline.candidate
+            if point.architecture.id not in begun:
+                start = TrialStart(point.architecture, point.stored, point.training, baseline=baseline.name)
+                return self._begin(dict(point.params), start)
         settled = self._n_settled()
         past = [_observation(trial, trial.number < settled) for trial in self.store.trials]
         try:

@@ -29,6 +29,8 @@ class SearchSettings(Frozen):
     """What proposes architectures: tpe, random, gp, nsga2, evolution; optuna:NAME or optunahub:PACKAGE for others."""
     objective: Literal["score", "pareto"] = "score"
     """`score`: the best score within the budget; `pareto`: the best score for every number of stored parameters."""
+    baselines: bool = True
+    """Whether published configurations (LoRA, MAM, …), as large as the budget allows, are the first trials."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
     """Completed trials in all, earlier runs of the study included; the recipe's by default."""
     time: str | None = None
@@ -65,14 +67,21 @@ def resolve_settings(
     options = []
     for name, field in SearchSettings.model_fields.items():
         if text := environ.get(variable := f"AUTOPEFT_{name.upper()}"):
-            is_number = "int" in str(field.annotation) and text.isascii() and text.isdigit()
-            options.append((variable, name, int(text) if is_number else text))
+            options.append((variable, name, _value(text, field.annotation)))
     options += [
         (f"--{name.replace('_', '-')}", name, value) for name, value in given.items() if value not in (None, ())
     ]
     if config is None and not any(name == "budget" for _, name, _ in options):
         raise UsageError("give a budget, such as --budget 0.5% (of the base model's parameters), 500k or 300000")
     return load_options(SearchSettings, options, config)
+
+
+def _value(text: str, annotation: Any) -> str | int | bool:
+    """The text of a variable, as the number or truth value that its setting takes."""
+    if annotation is bool and text in ("true", "false"):
+        return text == "true"
+    is_number = "int" in str(annotation) and text.isascii() and text.isdigit()
+    return int(text) if is_number else text
 
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
