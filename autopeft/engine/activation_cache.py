@@ -50,7 +50,7 @@ class ActivationCache:
         dtype: torch.dtype | None = None,
     ) -> None:
         self._splits = splits
-        self._capacity = capacity
+        self.capacity = capacity
         self._device = device
         self._dtype = dtype
         self._entries: OrderedDict[Key, dict[str, Tensor]] = OrderedDict()
@@ -62,7 +62,7 @@ class ActivationCache:
 
     def fits(self, wanted: Iterable[Kept]) -> bool:
         """Whether all of `wanted` can be there at a time."""
-        return sum(map(self._size, wanted)) <= self._capacity
+        return sum(map(self._size, wanted)) <= self.capacity
 
     def missing(self, wanted: Iterable[Kept]) -> tuple[Kept, ...]:
         """Those of `wanted` that are not there."""
@@ -77,7 +77,7 @@ class ActivationCache:
         needed = sum(map(self._size, self.missing(wanted)))
         mine = {kept.key for kept in wanted}
         for key in [key for key in self._entries if key not in mine]:
-            if self.n_bytes + needed <= self._capacity:
+            if self.n_bytes + needed <= self.capacity:
                 return
             del self._entries[key]
 

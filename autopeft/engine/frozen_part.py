@@ -9,7 +9,7 @@ filled with NaN: what cannot be cut so is not cut.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from torch.utils import _pytree
 
 from autopeft.engine.activation_cache import Kept, Key
 from autopeft.engine.batches import Batch
+from autopeft.engine.last_layer import LastLayer
 from autopeft.engine.stand_ins import Feed, Leaf, StandIn, installed
 from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
 from autopeft.hybrid.roles import is_linear
@@ -56,29 +57,46 @@ class Trace:
 
 
 def find_frozen(
-    model: nn.Module, forward: Forward, batches: tuple[Batch, Batch], layers: frozenset[str], *, whole_layers: bool
+    model: nn.Module,
+    forward: Forward,
+    batches: tuple[Batch, Batch],
+    layers: frozenset[str],
+    *,
+    whole_layers: bool,
+    last: LastLayer | None = None,
 ) -> tuple[StandIn, ...] | None:
     """Stand-ins for what is frozen in `model`; empty where nothing is worth it, None where it cannot be cut exactly.
 
     `layers` are the names of the model's layers; with `whole_layers`, an adapted layer is not looked into. The two
-    batches should be of different lengths, with padding.
+    batches should be of different lengths, with padding. `last` is the last layer where it computes one token only.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     first, second = batches
-    trace = run_traced(model, partial(forward, first), trained)
+    trace = run_traced(model, partial(forward, first), trained, last)
     found = tuple(_outermost(model, trace, first, layers if whole_layers else frozenset()))
-    if not any(is_linear(module) for s in found for module in model.get_submodule(s.path).modules()):
+    if not any(_saves(one.path, layer) for one in found for layer in layers):
         return ()
-    found = _read_only(model, found, trace, forward, first)
-    found = _without_cheap(model, found, trace, forward, first)
-    return found if _is_exact(model, found, forward, second, trained) else None
+    found = _read_only(model, found, trace, forward, first, last)
+    found = _without_cheap(model, found, trace, forward, first, last)
+    return found if _is_exact(model, found, forward, second, trained, last) else None
 
 
-def run_traced(model: nn.Module, forward: Callable[[], Tensor], trained: Sequence[Tensor]) -> Trace:
+@contextmanager
+def shortened(model: nn.Module, stand_ins: Sequence[StandIn], feed: Feed, last: LastLayer | None) -> Iterator[None]:
+    """Within it, the model runs with its stand-ins, and with its last layer for one token where `last` is given."""
+    with installed(model, stand_ins, feed), nullcontext() if last is None else last.installed(stand_ins):
+        yield
+
+
+def run_traced(
+    model: nn.Module, forward: Callable[[], Tensor], trained: Sequence[Tensor], last: LastLayer | None
+) -> Trace:
     """Run a model and look at each of its modules."""
     trace = Trace()
 
     def remember(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if last is not None and last.skipped is module:
+            return
         outputs, structure = _pytree.tree_flatten(output)
         times = trace.calls[name].times + 1 if name in trace.calls else 1
         trace.calls[name] = Call(_pytree.tree_leaves((args, kwargs)), outputs, structure, times)
@@ -88,7 +106,8 @@ def run_traced(model: nn.Module, forward: Callable[[], Tensor], trained: Sequenc
         for name, module in model.named_modules()
     ]
     try:
-        trace.outputs = _with_gradients(forward, trained)
+        with shortened(model, (), Feed(), last):
+            trace.outputs = with_gradients(forward, trained)
     finally:
         for handle in handles:
             handle.remove()
@@ -100,12 +119,18 @@ def key_of(path: str) -> str:
     return path.replace(".base_layer", "")
 
 
-def _with_gradients(forward: Callable[[], Tensor], trained: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def with_gradients(forward: Callable[[], Tensor], trained: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results, then the gradients of all that trains."""
     with torch.enable_grad():
         results = forward()
         weights = torch.linspace(0.5, 1.5, results.numel(), device=results.device).view_as(results)
         gradients = torch.autograd.grad((results * weights).sum(), trained, allow_unused=True)
     return (results.detach(), *(g for g in gradients if g is not None))
+
+
+def _saves(path: str, layer: str) -> bool:
+    """Whether the module of this path is a part of the layer, or has it as a part."""
+    return f"{path}.".startswith(f"{layer}.") or f"{layer}.".startswith(f"{path}.")
 
 
 def _outermost(
@@ -167,12 +192,17 @@ def _values(found: Iterable[StandIn], trace: Trace) -> dict[Key, Tensor]:
 
 
 def _read_only(
-    model: nn.Module, found: tuple[StandIn, ...], trace: Trace, forward: Forward, batch: Batch
+    model: nn.Module,
+    found: tuple[StandIn, ...],
+    trace: Trace,
+    forward: Forward,
+    batch: Batch,
+    last: LastLayer | None,
 ) -> tuple[StandIn, ...]:
     """The stand-ins with those outputs blank that nobody reads."""
     values = {key: value.clone().requires_grad_() for key, value in _values(found, trace).items()}
     everything = tuple(s.reading(values) for s in found)
-    with installed(model, everything, Feed(_size(batch), values)), torch.enable_grad():
+    with shortened(model, everything, Feed(_size(batch), values), last), torch.enable_grad():
         results = forward(batch)
         reached = torch.autograd.grad(results.sum(), list(values.values()), allow_unused=True)
     read = [key for key, gradient in zip(values, reached, strict=True) if gradient is not None]
@@ -180,12 +210,17 @@ def _read_only(
 
 
 def _without_cheap(
-    model: nn.Module, found: tuple[StandIn, ...], trace: Trace, forward: Forward, batch: Batch
+    model: nn.Module,
+    found: tuple[StandIn, ...],
+    trace: Trace,
+    forward: Forward,
+    batch: Batch,
+    last: LastLayer | None,
 ) -> tuple[StandIn, ...]:
     """Norms and the like are computed where that saves keeping their outputs."""
     for one in found:
         if one.kept and not any(is_linear(module) for module in model.get_submodule(one.path).modules()):
-            fewer = _read_only(model, tuple(s for s in found if s.path != one.path), trace, forward, batch)
+            fewer = _read_only(model, tuple(s for s in found if s.path != one.path), trace, forward, batch, last)
             if sum(map(_width, fewer)) < sum(map(_width, found)):
                 found = fewer
     return found
@@ -196,9 +231,14 @@ def _width(one: StandIn) -> int:
 
 
 def _is_exact(
-    model: nn.Module, found: tuple[StandIn, ...], forward: Forward, batch: Batch, trained: Sequence[Tensor]
+    model: nn.Module,
+    found: tuple[StandIn, ...],
+    forward: Forward,
+    batch: Batch,
+    trained: Sequence[Tensor],
+    last: LastLayer | None,
 ) -> bool:
-    trace = run_traced(model, partial(forward, batch), trained)
+    trace = run_traced(model, partial(forward, batch), trained, last)
     is_padding = ~batch.attention_mask.bool()
     values = {}
     for key, value in _values(found, trace).items():
@@ -209,14 +249,18 @@ def _is_exact(
             if (key.per == "token")
             else value
         )
-    with installed(model, found, Feed(_size(batch), values, fill=float("nan"))):
-        outputs = _with_gradients(partial(forward, batch), trained)
-    return len(outputs) == len(trace.outputs) and all(map(is_close, outputs, trace.outputs))
+    with shortened(model, found, Feed(_size(batch), values, fill=float("nan")), last):
+        outputs = with_gradients(partial(forward, batch), trained)
+    return are_close(outputs, trace.outputs)
 
 
-def is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two results are the same within `TOLERANCE`; NaN is like nothing."""
-    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * max(1.0, float(b.abs().max())))
+def are_close(a: Sequence[Tensor], b: Sequence[Tensor], tolerance: float = TOLERANCE) -> bool:
+    """Whether two runs gave the same; NaN is like nothing."""
+    return len(a) == len(b) and all(_is_close(*pair, tolerance) for pair in zip(a, b, strict=True))
+
+
+def _is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())))
 
 
 def _size(batch: Batch) -> tuple[int, int]:
@@ -230,13 +274,15 @@ class _AllSeenError(Exception):
 
 @contextmanager
 def captured(
-    model: nn.Module, wanted: Mapping[str, Sequence[Kept]]
+    model: nn.Module, wanted: Mapping[str, Sequence[Kept]], last: LastLayer | None
 ) -> Iterator[Callable[[Callable[[], Any]], dict[Key, Tensor]]]:
     """Within it, a function that runs a forward pass and gives what modules, by path, gave; it stops after the last."""
     values: dict[Key, Tensor] = {}
     n = sum(map(len, wanted.values()))
 
     def take(kepts: Sequence[Kept], module: nn.Module, args: Any, output: Any) -> None:
+        if last is not None and last.skipped is module:
+            return
         outputs = _pytree.tree_leaves(output)
         values.update({kept.key: outputs[kept.key.leaf] for kept in kepts})
         if len(values) == n:
@@ -250,7 +296,8 @@ def captured(
 
     handles = [model.get_submodule(p).register_forward_hook(partial(take, kepts)) for p, kepts in wanted.items()]
     try:
-        yield run
+        with shortened(model, (), Feed(), last):
+            yield run
     finally:
         for handle in handles:
             handle.remove()

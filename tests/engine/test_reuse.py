@@ -38,7 +38,9 @@ class Opened:
             folder = self._root / family
             if not folder.exists():
                 checkpoint(folder, family, **{**FAMILIES.get(family, {}), **config})
-            self._made[family, cache] = replace(backend(folder), cache_memory=cache).open()
+            made = self._made[family, cache] = replace(backend(folder), cache_memory=cache).open()
+            if cache == 0:
+                made._reuse._read = lambda *_: None  # type: ignore[method-assign]
         return self._made[family, cache]
 
 
@@ -74,7 +76,7 @@ def stand_ins(trainer: TransformerTrainer, architecture: Architecture) -> dict[s
     """The modules that the last trial of this architecture did without, and the vectors kept of each."""
     with trainer._base.adapted(architecture, dropout=0.0, seed=0) as adapted:
         plan = trainer._reuse._plan(architecture, lambda batch: trainer._forward(adapted, batch))
-    return {one.path: len(one.kept) for one in plan}
+    return {one.path: len(one.kept) for one in plan.stand_ins}
 
 
 KINDS = [("bert", kind) for kind in MODULES if kind != "prompt"]
