@@ -1,14 +1,11 @@
 """Random search over the feasible set: the baseline that every other sampler has to beat."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from autopeft.samplers.proposal import Observation
+from autopeft.samplers.proposal import Ask
 from autopeft.space.parameters import Params
-from autopeft.space.search_space import SearchSpace
 
 
-def suggest_random(space: SearchSpace, past: Sequence[Observation], seed: int) -> Params:
+def suggest_random(ask: Ask) -> Params:
     """Feasible architectures at random, the baseline; `SearchSpace.sample` says how uniform it is."""
-    return dict(space.sample(np.random.default_rng(seed)).params)
+    return dict(ask.space.sample(np.random.default_rng(ask.seed)).params)

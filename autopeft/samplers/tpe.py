@@ -5,15 +5,13 @@ enter as their position, which keeps their order. Source: Bergstra et al. 2011; 
 """
 
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autopeft.samplers.proposal import Observation
+from autopeft.samplers.proposal import Ask, Observation
 from autopeft.space.modules import Scalar
 from autopeft.space.parameters import Choices, Interval, Parameter, Params
-from autopeft.space.search_space import SearchSpace
 
 if TYPE_CHECKING:  # Optuna takes a second to import, which lists and help need not wait for
     from optuna.distributions import BaseDistribution
@@ -21,13 +19,14 @@ if TYPE_CHECKING:  # Optuna takes a second to import, which lists and help need 
 
 _STARTUP_TRIALS = 10
 _CANDIDATES = 48
-_STATES = {"complete": "COMPLETE", "failed": "FAIL", "running": "RUNNING"}
+_STATES = {"complete": "COMPLETE", "failed": "FAIL", "running": "RUNNING", "pruned": "FAIL"}
 
 
-def suggest_tpe(space: SearchSpace, past: Sequence[Observation], seed: int) -> Params:
+def suggest_tpe(ask: Ask) -> Params:
     """Optuna's tree-structured Parzen estimator, repaired to the budget; the first ten trials are random."""
     import optuna
 
+    space, past, seed = ask.space, ask.past, ask.seed
     finished = sum(observation.state == "complete" for observation in past)
     if finished < _STARTUP_TRIALS:
         return dict(space.sample(np.random.default_rng(seed)).params)

@@ -19,7 +19,7 @@ from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPoo
 from autopeft.engine.trial import RESULT_FILE, Evaluation, TrialJob, TrialResult, read_result, trial_seed
 from autopeft.errors import AutopeftError
 from autopeft.resources import atomic_write
-from autopeft.samplers import Observation, SpaceExhaustedError, propose
+from autopeft.samplers import Ask, Observation, SpaceExhaustedError, propose
 from autopeft.space.parameters import Choices, Params
 from autopeft.space.search_space import SearchSpace
 from autopeft.study.database import DATABASE_FILE
@@ -148,7 +148,7 @@ class _Session:
         past = [_observation(trial, trial.number < settled) for trial in self.store.trials]
         try:
             seed = trial_seed(self.plan.settings.seed, len(past))
-            candidate = propose(self.plan.sampler, self.plan.space, past, seed)
+            candidate = propose(self.plan.sampler, Ask(self.plan.space, past, seed))
         except SpaceExhaustedError as error:
             self.exhausted = str(error)
             return None
@@ -250,7 +250,8 @@ def stored_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def _observation(trial: TrialRecord, is_settled: bool) -> Observation:
     state, score = (trial.state, trial.score) if is_settled else ("running", None)
-    return Observation(tuple(trial.params.items()), trial.architecture.id, state, score)
+    seconds = trial.result.seconds if is_settled and trial.result else None
+    return Observation(tuple(trial.params.items()), trial.architecture.id, state, score, trial.stored, seconds)
 
 
 def _to_json(number: int, evaluation: Evaluation) -> dict[str, object]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autopeft.errors import BudgetError
-from autopeft.samplers import SAMPLERS, Observation, SpaceExhaustedError, propose
+from autopeft.samplers import SAMPLERS, Ask, Observation, SpaceExhaustedError, propose
 from autopeft.space.search_space import Candidate, SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from tests.anatomies import bert_like
@@ -25,12 +25,19 @@ def score(candidate: Candidate) -> float:
     return gain - 5 * abs(math.log10(rate / 1e-3))
 
 
+def observed(c: Candidate, state="complete") -> Observation:
+    is_complete = state == "complete"
+    return Observation(
+        c.params, c.architecture.id, state, score(c) if is_complete else None, c.stored, 1.0 if is_complete else None
+    )
+
+
 def run(sampler, space: SearchSpace, n_trials: int, seed: int = 0, past=()) -> list[Observation]:
     past = list(past)
     for number in range(len(past), n_trials):
-        c = propose(sampler, space, past, seed * 1000 + number)
+        c = propose(sampler, Ask(space, past, seed * 1000 + number))
         state = "failed" if number % 7 == 3 else "running" if number == n_trials - 2 else "complete"
-        past.append(Observation(c.params, c.architecture.id, state, score(c) if state == "complete" else None))
+        past.append(observed(c, state))
     return past
 
 
@@ -51,7 +58,7 @@ def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(sampler):
     space = SearchSpace(load_space("hybrid"), ANATOMY, 113_566)
     whole = run(sampler, space, 20)
     again = SearchSpace(load_space("hybrid"), ANATOMY, 113_566)
-    assert propose(sampler, again, whole[:15], 15) == again.candidate(dict(whole[15].params))
+    assert propose(sampler, Ask(again, whole[:15], 15)) == again.candidate(dict(whole[15].params))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -73,7 +80,7 @@ def test_a_small_space_is_searched_to_its_end_and_no_further(sampler):
     past = []
     with pytest.raises(SpaceExhaustedError, match="all 2 architectures"):
         for number in range(5):
-            c = propose(sampler, space, past, number)
+            c = propose(sampler, Ask(space, past, number))
             past.append(Observation(c.params, c.architecture.id, "complete", 0.5))
     assert len(past) == 2
 
@@ -81,7 +88,7 @@ def test_a_small_space_is_searched_to_its_end_and_no_further(sampler):
 @every_sampler
 def test_an_impossible_budget_is_an_error(sampler):
     with pytest.raises(BudgetError, match="smallest"):
-        propose(sampler, SearchSpace(load_space("hybrid"), ANATOMY, 100), [], 0)
+        propose(sampler, Ask(SearchSpace(load_space("hybrid"), ANATOMY, 100), [], 0))
 
 
 def test_tpe_learns_more_than_random():
