@@ -19,7 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from autopeft.engine.batches import Batch
 from autopeft.engine.stand_ins import StandIn, replaced
-from autopeft.hybrid.attention import attention_function
+from autopeft.hybrid.attention import attention_function, is_causal
 from autopeft.hybrid.sites import LayerSites
 
 ATTENTION = "autopeft_last_layer"
@@ -134,8 +134,16 @@ class LastLayer:
             self._keys_values = key, value
             raise _KeysSeenError
         assert self._keys_values is not None
+        if mask is None and self._last is not None and is_causal(module, kwargs):
+            mask = self._up_to_last(query, self._keys_values[0].shape[2])
         function = attention_function(module, self._config._attn_implementation or "eager")
         return function(module, query, *self._keys_values, mask, **kwargs)
+
+    def _up_to_last(self, query: Tensor, T: int) -> Tensor:
+        """The mask that a causal layer left to its attention function, for the read token: `(B, 1, 1, T)`."""
+        assert self._last is not None
+        is_later = torch.arange(T, device=query.device) > self._last.view(-1, 1, 1, 1)
+        return query.new_zeros(is_later.shape).masked_fill_(is_later, torch.finfo(query.dtype).min)
 
     def _only(self, name: str, value: Any, B: int, T: int) -> Any:
         """What a layer gets, for the read token alone."""
