@@ -88,6 +88,9 @@ def search(
     run: Run = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
+    cache_memory: Annotated[
+        str | None, typer.Option(help="For the activations of frozen layers, such as 2GB; 0: no cache.")
+    ] = None,
     keep: Annotated[int | None, typer.Option(help="Of how many of the best trials the weights are kept.")] = None,
     set_: Set = None,
     config: Config = None,
@@ -121,6 +124,7 @@ def search(
         "run": run,
         "workers": workers,
         "trial_timeout": trial_timeout,
+        "cache_memory": cache_memory,
         "keep": keep,
         "set": tuple(set_ or ()),
     }

@@ -13,6 +13,7 @@ import psutil
 from autopeft.config import to_yaml
 from autopeft.engine.data import TaskData, load_data
 from autopeft.engine.fingerprint import fingerprint
+from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
@@ -62,6 +63,9 @@ def make_plan(settings: SearchSettings) -> Plan:
     seconds = parse_duration("time", settings.time) if settings.time else None
     max_trained, limits = parse_limits(settings)
     timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
+    cache = default_cache_memory()
+    if settings.cache_memory is not None:
+        cache = parse_memory("cache-memory", settings.cache_memory)
     recipe, spec = load_files(settings)
     task = resolve_task(settings, recipe)
     space = bind_space(spec, task.anatomy, budget, max_trained)
@@ -88,6 +92,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         limits=limits_of_identity(space, limits),
         facts=facts,
     )
+    n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
     resolved = settings.model_copy(
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
         | {"space": _file(run, "space.yaml"), "set": ()}
@@ -99,13 +104,18 @@ def make_plan(settings: SearchSettings) -> Plan:
         space=space,
         sampler=sampler,
         backend=TransformerBackend(
-            model=task.model, revision=task.revision, recipe=recipe, data=task.data, limits=limits
+            model=task.model,
+            revision=task.revision,
+            recipe=recipe,
+            data=task.data,
+            limits=limits,
+            cache_memory=cache // n_workers,
         ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
         trial_timeout=timeout,
-        n_workers=settings.workers or default_workers(task.anatomy.n_parameters),
+        n_workers=n_workers,
         files=(
             ("recipe.yaml", to_yaml(recipe)),
             ("space.yaml", to_yaml(spec)),

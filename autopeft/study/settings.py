@@ -50,6 +50,9 @@ class SearchSettings(Frozen):
     """Trials at a time, one process each: one a GPU, else up to four that share the cores. Proposals depend on it."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
+    cache_memory: str | None = None
+    """Memory for what the frozen layers give, so that trials need not compute it: 2GB, or 0 for none. All workers
+    together; a quarter of the machine's by default."""
     keep: int = Field(default=10, ge=1)
     """Of how many of the best trials the weights are kept; with objective pareto those of the front, too."""
     set: tuple[str, ...] = ()
