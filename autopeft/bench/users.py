@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from autopeft.errors import EnvironmentProblem
 from autopeft.space.modules import Scalar
 from autopeft.space.parameters import Interval, Parameter
 from autopeft.space.search_space import Candidate, SearchSpace
@@ -67,11 +68,17 @@ USERS: Mapping[str, User] = MappingProxyType(
 
 
 class OptunaStudy:
-    """One study of a user: `ask` gives a point of the space, `tell` takes its score."""
+    """One study of a user: `ask` gives a point of the space, `tell` takes its score.
+
+    Raises:
+        EnvironmentProblem: Optuna is older than 5.
+    """
 
     def __init__(self, user: User, space: SearchSpace, seed: int) -> None:
         import optuna
 
+        if not hasattr(optuna.Trial, "set_constraint"):
+            raise EnvironmentProblem(f"Optuna's own samplers need Optuna 5 or newer here, found {optuna.__version__}")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._is_conditional = space, user.is_conditional
         with warnings.catch_warnings():
