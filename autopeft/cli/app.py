@@ -72,7 +72,16 @@ def search(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="What proposes; see `autopeft ls samplers`. Or optuna:NAME.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="score, or pareto: the best score for every number of stored parameters.")
+    ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option("--baselines/--no-baselines", help="Published configurations at this budget as first trials."),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
@@ -104,6 +113,8 @@ def search(
         "recipe": recipe,
         "space": space,
         "sampler": sampler,
+        "objective": objective,
+        "baselines": baselines,
         "trials": trials,
         "time": time,
         "seed": seed,

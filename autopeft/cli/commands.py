@@ -24,6 +24,7 @@ from autopeft.space.search_space import Candidate, SearchSpace
 from autopeft.space.spec import load_space
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.planning import Task, bind_space, load_files, resolve_task
+from autopeft.study.record import pareto_front
 from autopeft.study.settings import SearchSettings, resolve_settings
 
 Report = tuple[str, Any]
@@ -51,6 +52,12 @@ def _outcome_text(result: SearchResult) -> str:
     view = result.outcome.view
     lines = best_lines(view, result.run)
     if result.best is not None:
+        if view.identity.objective == "pareto":
+            sizes = [trial.stored for trial in pareto_front(view.trials)]
+            lines.append(
+                f"front       {len(sizes)} trials from {sizes[0]:,} to {sizes[-1]:,} parameters: "
+                f"autopeft show pareto --run {result.run}"
+            )
         lines.append(f"saved in    {result.run / BEST_FOLDER} (spec, weights, model card)")
         lines.append(f"next        autopeft export --run {result.run} --out my-adapter")
     return "\n".join(lines)

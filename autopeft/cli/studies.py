@@ -172,8 +172,9 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
         measured.append(f"forward pass {trial.result.latency_overhead:.2f} times the base model's")
     if trial.result.training_memory_bytes is not None:
         measured.append(f"{trial.result.training_memory_bytes / 1e6:,.0f} MB in training")
+    name = f" ({trial.baseline})" if trial.baseline else ""
     return [
-        f"trial {trial.number:<5} {metric} {trial.score:.4f} on validation, place {place} of {complete}",
+        f"trial {trial.number:<5} {metric} {trial.score:.4f} on validation, place {place} of {complete}{name}",
         unseen,
         f"parameters  {trial.stored:,} stored{of_model}, {share(trial.stored, view.identity.budget_parameters)} of the "
         f"budget; {trial.result.trained:,} trained; head {trial.result.head:,} apart",
@@ -186,15 +187,17 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
 
 def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
     rows = []
+    named = any(trial.baseline for trial in trials)
     for trial in trials:
         score = "" if trial.score is None else f"{trial.score:.4f}"
         seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
         note = trial.result.cause or "" if trial.result else ""
         state = f"{trial.state} {note}".strip()
-        rows.append(
-            (str(trial.number), state, score, f"{trial.stored:,}", seconds, "; ".join(layer_map(trial.architecture)))
-        )
-    return table(("trial", "state", view.identity.metric.value, "parameters", "seconds", "architecture"), rows)
+        layers = "; ".join(layer_map(trial.architecture))
+        name = [trial.baseline or ""] if named else []
+        rows.append((str(trial.number), state, score, f"{trial.stored:,}", seconds, *name, layers))
+    header = ("trial", "state", view.identity.metric.value, "parameters", "seconds", *(["baseline"] if named else []))
+    return table((*header, "architecture"), rows)
 
 
 def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
@@ -215,6 +218,7 @@ def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
         "architecture": trial.architecture.to_json(),
         "layers": list(layer_map(trial.architecture)),
         "retry_of": trial.retry_of,
+        "baseline": trial.baseline,
         "result": trial.result.to_json() if trial.result else None,
         "held_out": held_out if of_this else None,
     }

@@ -16,13 +16,15 @@ from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
-from autopeft.errors import ConfigError, UnknownNameError
-from autopeft.samplers import SAMPLERS
+from autopeft.errors import ConfigError
+from autopeft.samplers import find_sampler
+from autopeft.samplers.named import OptunaSampler
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
+from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.identity import Identity, Part
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.plan import Plan
@@ -55,9 +57,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         UsageError: whatever is wrong with the settings, the files they name, the data, the model or the budget.
         EnvironmentProblem: a package that is needed is not installed.
     """
-    sampler = SAMPLERS.get(settings.sampler)
-    if sampler is None:
-        raise UnknownNameError("sampler", settings.sampler, tuple(SAMPLERS))
+    sampler = find_sampler(settings.sampler)
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
     max_trained, limits = parse_limits(settings)
@@ -65,7 +65,10 @@ def make_plan(settings: SearchSettings) -> Plan:
     recipe, spec = load_files(settings)
     task = resolve_task(settings, recipe)
     space = bind_space(spec, task.anatomy, budget, max_trained)
+    if isinstance(sampler, OptunaSampler):
+        sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
+    baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in LIBRARIES}
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
@@ -76,7 +79,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
         training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
-        objective="score",
+        objective=settings.objective,
         seed=settings.seed,
         budget=settings.budget,
         budget_parameters=space.budget or 0,
@@ -110,7 +113,8 @@ def make_plan(settings: SearchSettings) -> Plan:
         ),
         context=context_of(task),
         facts=_facts(task) + limit_facts(space, limits),
-        notes=task.data.notes,
+        notes=(*task.data.notes, *notes),
+        baselines=baselines,
     )
 
 
@@ -169,6 +173,17 @@ def bind_space(
     if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
         raise space.infeasible()
     return space
+
+
+def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baseline, ...], tuple[str, ...]]:
+    """The published configurations that the space holds, and what to say about them."""
+    found, absent = find_baselines(space, recipe.training.model_dump())
+    notes = []
+    if found:
+        notes.append("first trials: " + ", ".join(baseline.name for baseline in found))
+    if absent:
+        notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
+    return found, tuple(notes)
 
 
 def default_workers(n_parameters: int) -> int:

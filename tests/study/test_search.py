@@ -19,7 +19,7 @@ from autopeft.study.events import read
 from autopeft.study.lock import RunLock
 from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded
 from autopeft.study.reader import read_study
-from autopeft.study.record import StudyView
+from autopeft.study.record import StudyView, pareto_front
 from autopeft.study.search import search
 from tests.study.toy_search import ANATOMY, toy_plan
 
@@ -160,6 +160,23 @@ def test_only_the_best_weights_are_kept(tmp_path):
     ranked = sorted(outcome.view.trials, key=lambda t: -t.score)
     assert kept == {t.number for t in ranked[:2]}
     assert len(list(run.glob("trials/*/result.json"))) == 6
+
+
+def test_the_front_is_searched_and_its_weights_are_kept(tmp_path):
+    run, asked = tmp_path / "run", []
+    plan = toy_plan(run, 12, ToyBackend(anatomy=ANATOMY), keep=1, sampler="evolution", objective="pareto")
+
+    def spy(ask):
+        asked.append(ask.objective)
+        return plan.sampler(ask)
+
+    outcome = search(replace(plan, sampler=spy))
+    assert asked == ["pareto"] * 12
+    front = {t.number for t in pareto_front(outcome.view.trials)}
+    assert len(front) > 1
+    assert {int(path.parent.name) for path in run.glob("trials/*/toy.json")} == front
+    with pytest.raises(StudyMismatchError, match="objective: was pareto, now score"):
+        search(toy_plan(run, 13))
 
 
 def test_the_space_is_searched_to_its_end(tmp_path):
