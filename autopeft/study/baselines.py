@@ -12,7 +12,7 @@ from autopeft.space.anatomy import Anatomy
 from autopeft.space.choices import FILL, share_of
 from autopeft.space.groups import group_of_layers
 from autopeft.space.modules import MODULES, Scalar
-from autopeft.space.parameters import Choices, Interval, Parameter, middle
+from autopeft.space.parameters import Choices, Interval, Parameter, middle, nearest
 from autopeft.space.search_space import Candidate, SearchSpace
 from autopeft.space.units import FUSED, Entry, Position, Unit
 
@@ -137,7 +137,7 @@ def _structural(parameter: Parameter, training: Mapping[str, Scalar]) -> Scalar:
     """Groups as S4 has them, all layers in, training as in the recipe; sizes and options are set elsewhere."""
     domain = parameter.domain
     if parameter.is_training:
-        return _nearest(parameter, training.get(parameter.name))
+        return nearest(parameter, training.get(parameter.name))
     if isinstance(domain, Interval):
         return middle(parameter)
     known: Mapping[str, Scalar] = {"groups": _GROUPS, "pattern": _PATTERN, "allocation": "uniform"}
@@ -145,13 +145,6 @@ def _structural(parameter: Parameter, training: Mapping[str, Scalar]) -> Scalar:
     if parameter.name.endswith(".depth"):
         return domain.values[-1]
     return wanted if domain.contains(wanted) else domain.values[0]
-
-
-def _nearest(parameter: Parameter, value: Scalar | None) -> Scalar:
-    domain = parameter.domain
-    if isinstance(domain, Choices) or value is None or isinstance(value, str):
-        return value if value is not None and domain.contains(value) else middle(parameter)
-    return domain.round(float(value))
 
 
 def _assigned(

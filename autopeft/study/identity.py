@@ -42,11 +42,14 @@ class Identity:
     """In all, not in addition to those that have run."""
     time: float | None = None
     """Seconds of search in all; None where only the trials are limited."""
+    earlier: tuple[str, ...] = ()
+    """Run folders of the studies whose trials it started from, as the user named them."""
     facts: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What may differ with a warning: versions of libraries."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "facts": dict(self.facts)}
+        data = {**asdict(self), "earlier": list(self.earlier), "facts": dict(self.facts)}
+        return data if self.earlier else {name: value for name, value in data.items() if name != "earlier"}
 
     @classmethod
     def from_json(cls, data: Any) -> "Identity":
@@ -55,15 +58,18 @@ class Identity:
         Raises:
             StudyCorruptError: a key is missing, unknown or of another type.
         """
-        if not isinstance(data, dict) or set(data) != {*_PARTS, *_SCALARS, "facts"}:
+        if not isinstance(data, dict) or set(data) - {"earlier"} != {*_PARTS, *_SCALARS, "facts"}:
             raise StudyCorruptError("the study's identity is incomplete or has unknown keys")
         wrong = [name for name in _PARTS if not _is_part(data[name])]
         wrong += [name for name, kinds in _SCALARS.items() if type(data[name]) not in kinds]
         if not (isinstance(data["facts"], dict) and all(isinstance(v, str) for v in data["facts"].values())):
             wrong.append("facts")
+        earlier = data.get("earlier", [])
+        if not (isinstance(earlier, list) and all(isinstance(name, str) for name in earlier)):
+            wrong.append("earlier")
         if wrong:
             raise StudyCorruptError(f"the study's identity cannot be read: {', '.join(wrong)}")
-        return cls(**{**data, **{name: Part(**data[name]) for name in _PARTS}})
+        return cls(**{**data, "earlier": tuple(earlier), **{name: Part(**data[name]) for name in _PARTS}})
 
 
 _PARTS = ("space", "model", "data", "metric", "training")
@@ -97,6 +103,9 @@ def check(stored: Identity, current: Identity) -> tuple[str, ...]:
     for name in ("objective", "seed"):
         if getattr(stored, name) != getattr(current, name):
             differences.append(f"{name}: was {getattr(stored, name)}, now {getattr(current, name)}")
+    if stored.earlier != current.earlier:
+        was, now = (", ".join(names) or "nothing" for names in (stored.earlier, current.earlier))
+        differences.append(f"from: was {was}, now {now}")
     if current.budget_parameters < stored.budget_parameters:
         differences.append(
             f"budget: was {stored.budget} ({stored.budget_parameters:,} parameters), "
