@@ -18,6 +18,14 @@ app = typer.Typer(
 )
 
 Budget = Annotated[str | None, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")]
+MaxTrained = Annotated[
+    str | None, typer.Option("--max-trained", help="Most trained parameters, in the forms of --budget.")
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option("--max-latency-overhead", help="Longest forward pass: 1.2 times the base model's, or 20% more."),
+]
+MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Most memory of one training: 8GB or 800MB.")]
 Model = Annotated[str | None, typer.Option("--model", help="Folder, hub id, or package:NAME.")]
 Data = Annotated[
     str | None, typer.Option("--data", help="JSONL, CSV, TSV or Parquet file, folder, or hub data set org/name:subset.")
@@ -57,6 +65,9 @@ def root(
 @app.command()
 def search(
     budget: Budget = None,
+    max_trained: MaxTrained = None,
+    max_latency_overhead: MaxLatency = None,
+    max_memory: MaxMemory = None,
     model: Model = None,
     data: Data = None,
     recipe: Recipe = None,
@@ -84,6 +95,9 @@ def search(
     run: Run = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
+    cache_memory: Annotated[
+        str | None, typer.Option(help="For the activations of frozen layers, such as 2GB; 0: no cache.")
+    ] = None,
     keep: Annotated[int | None, typer.Option(help="Of how many of the best trials the weights are kept.")] = None,
     set_: Set = None,
     config: Config = None,
@@ -101,6 +115,9 @@ def search(
 
     given = {
         "budget": budget,
+        "max_trained": max_trained,
+        "max_latency_overhead": max_latency_overhead,
+        "max_memory": max_memory,
         "model": model,
         "data": data,
         "recipe": recipe,
@@ -116,6 +133,7 @@ def search(
         "run": run,
         "workers": workers,
         "trial_timeout": trial_timeout,
+        "cache_memory": cache_memory,
         "keep": keep,
         "set": tuple(set_ or ()),
     }
@@ -138,6 +156,7 @@ def show(
     run: Run = None,
     model: Annotated[str | None, typer.Option("--model", help="Show a space as it is on this model.")] = None,
     budget: Budget = None,
+    max_trained: MaxTrained = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -149,7 +168,7 @@ def show(
     else:
         from autopeft.cli.shipped import show_shipped
 
-        _out(show_shipped(what, model, budget), as_json)
+        _out(show_shipped(what, model, budget, max_trained), as_json)
 
 
 @app.command("ls")
@@ -175,6 +194,9 @@ def list_(
 @app.command()
 def check(
     budget: Budget = None,
+    max_trained: MaxTrained = None,
+    max_latency_overhead: MaxLatency = None,
+    max_memory: MaxMemory = None,
     model: Model = None,
     data: Data = None,
     recipe: Recipe = None,
@@ -188,7 +210,12 @@ def check(
     from autopeft.cli.commands import run_check
 
     given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space}
-    _out(run_check({**given, "set": tuple(set_ or ())}, config), as_json)
+    limits = {
+        "max_trained": max_trained,
+        "max_latency_overhead": max_latency_overhead,
+        "max_memory": max_memory,
+    }
+    _out(run_check({**given, **limits, "set": tuple(set_ or ())}, config), as_json)
 
 
 @app.command()
@@ -228,6 +255,9 @@ def init(
 @app.command()
 def estimate(
     budget: Budget = None,
+    max_trained: MaxTrained = None,
+    max_latency_overhead: MaxLatency = None,
+    max_memory: MaxMemory = None,
     model: Model = None,
     data: Data = None,
     recipe: Recipe = None,
@@ -244,7 +274,12 @@ def estimate(
     from autopeft.cli.starting import run_estimate
 
     given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space, "trials": trials}
-    _out(run_estimate({**given, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
+    limits = {
+        "max_trained": max_trained,
+        "max_latency_overhead": max_latency_overhead,
+        "max_memory": max_memory,
+    }
+    _out(run_estimate({**given, **limits, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
 
 
 @app.command()

@@ -67,7 +67,7 @@ class Progress:
         seconds = [trial.result.seconds for trial in self.trials.values() if trial.result]
         if self.plan is None or not seconds:
             return None
-        mean = sum(seconds) / len(seconds)
+        mean = sum(seconds) / max(1, len(self.complete))  # failed and rejected trials take time too
         missing = max(0, self.plan.n_trials - len(self.complete))
         workers = self.plan.n_workers
         under_way = sum(min(mean, self.clock() - began) for began in self.began.values())

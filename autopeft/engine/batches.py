@@ -48,13 +48,16 @@ class Batch:
     """`(B, T)`; None where the tokenizer gives none, or zeros only, which is what models assume."""
     labels: Tensor
     """Class numbers (int64) or real numbers (float32) `(B,)`."""
+    places: Tensor
+    """Where each token stands among those of the split, `n_tokens` for padding `(B, T)`."""
 
     def to(self, device: torch.device | str) -> "Batch":
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         types = None if self.token_type_ids is None else move(self.token_type_ids)
-        return Batch(move(self.rows), move(self.input_ids), move(self.attention_mask), types, move(self.labels))
+        rows, ids, mask = move(self.rows), move(self.input_ids), move(self.attention_mask)
+        return Batch(rows, ids, mask, types, move(self.labels), move(self.places))
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of a transformer's `forward`, without labels."""
@@ -90,13 +93,15 @@ class TokenisedSplit:
         T = -(-int(lengths.max()) // multiple_of) * multiple_of
         place = torch.arange(T)
         is_token = place < lengths[:, None]  # (B, T)
-        index = (self.starts[rows, None] + place).clamp_(max=len(self.tokens) - 1)
+        places = (self.starts[rows, None] + place).masked_fill_(~is_token, len(self.tokens))
+        index = places.clamp(max=len(self.tokens) - 1)
         return Batch(
             rows=rows,
             input_ids=self.tokens[index].long().masked_fill_(~is_token, self.pad_id),
             attention_mask=is_token.long(),
             token_type_ids=None if self.types is None else self.types[index].long().masked_fill_(~is_token, 0),
             labels=self.labels[rows],
+            places=places,
         )
 
 

@@ -70,7 +70,8 @@ class SharedClassifier:
         tokenizer = load_tokenizer(name, folder)
         model, absent = _load_model(name, folder, n_outputs, problem, dtype)
         model.config.pad_token_id = tokenizer.pad_token_id
-        model.config.use_cache = False
+        for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
+            config.use_cache = False
         if not (name.startswith(PACKAGE) or Path(name).expanduser().is_dir()):
             model.name_or_path = name  # adapter configs name their base by this: a hub id, not a folder of the cache
         head = _head_names(name, model, absent)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -28,16 +29,23 @@ from autopeft.engine.classifier import (
     save_adapter,
 )
 from autopeft.engine.data import TaskData
+from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.recipe import TrainingSpec, TrialRecipe
+from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
+from autopeft.engine.reuse import FrozenPartReuse
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
+from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 
 INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
+
+DEFAULT_CACHE = 2 * 10**9
+"""Bytes of the cache where the user says nothing."""
 
 _GPU_CHECK = 16
 """Steps between looks at the loss on a GPU: each look waits for all that is queued."""
@@ -53,11 +61,14 @@ class TransformerBackend:
     recipe: TrialRecipe
     """Its model is not looked at."""
     data: TaskData
+    limits: Limits = NO_LIMITS
+    cache_memory: int = DEFAULT_CACHE
+    """Bytes for what the frozen part of the model gives; 0: it is computed in every step."""
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data)
+        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache_memory)
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -75,6 +86,9 @@ class TransformerBackend:
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
         )
+        memory = self.cache_memory
+        if device.type == "cuda":
+            memory = min(memory, torch.cuda.get_device_properties(device).total_memory // 4)
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
         n_known = base.model.get_input_embeddings().num_embeddings
@@ -82,19 +96,28 @@ class TransformerBackend:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels)
+        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, memory)
 
 
 class TransformerTrainer:
     """Trains and scores adapters on one shared model."""
 
     def __init__(
-        self, base: SharedClassifier, recipe: TrialRecipe, splits: Mapping[str, TokenisedSplit], n_outputs: int
+        self,
+        base: SharedClassifier,
+        recipe: TrialRecipe,
+        splits: Mapping[str, TokenisedSplit],
+        n_outputs: int,
+        limits: Limits = NO_LIMITS,
+        cache_memory: int = 0,
     ) -> None:
         self._base = base
         self._recipe = recipe
         self._splits = splits
+        self._limits = limits
         self._metrics = metric_names(recipe, n_outputs)
+        searched = {name: splits[name] for name in ("train", "validation")}
+        self._reuse = FrozenPartReuse(base.model, searched, cache_memory, base.device)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
@@ -115,6 +138,7 @@ class TransformerTrainer:
             NotFiniteError: the loss or a metric is NaN or infinite.
             ConfigError: `job.training` has fields that the recipe does not have, or that trials share.
             UnknownSiteError: the model has no place for a placement.
+            OverLimitError: the architecture is too slow or takes too much memory; it was not trained.
         """
         start = time.monotonic()
         spec = training_of(self._recipe, job)
@@ -122,7 +146,9 @@ class TransformerTrainer:
             torch.cuda.reset_peak_memory_stats(self._base.device)
         try:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-                best, records = self._fit(adapted, spec, job.seed, start, on_epoch)
+                overhead, memory = self._gauge(adapted, spec)
+                with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
+                    best, records = self._fit(adapted, forward, spec, job.seed, start, on_epoch)
                 save_adapter(adapted, job.folder)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
@@ -138,7 +164,32 @@ class TransformerTrainer:
             head=count.head,
             seconds=time.monotonic() - start,
             peak_memory_bytes=self._peak_memory(),
+            latency_overhead=overhead,
+            training_memory_bytes=memory,
         )
+
+    def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+        """What is limited, measured: (latency overhead, bytes of training).
+
+        Raises:
+            OverLimitError: it is over its limit.
+        """
+        overhead = memory = None
+        if self._limits.latency_overhead is not None:
+            typical = typical_batch(self._splits["validation"])
+            overhead = latency_overhead(
+                lambda: self._forward(adapted, typical), adapted.disable_adapter, self._base.device
+            )
+            refuse_over_limit(self._limits, overhead, None)
+        if self._limits.memory_bytes is not None:
+            batch = longest_batch(self._splits["train"], spec.batch_size)
+            let_adapters_drop(adapted)
+            memory = training_memory(
+                adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
+            )
+            adapted.eval()
+            refuse_over_limit(self._limits, None, memory)
+        return overhead, memory
 
     def evaluate(self, job: TrialJob, split: str) -> Evaluation:
         """
@@ -146,16 +197,25 @@ class TransformerTrainer:
             ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
         """
         with self._base.loaded(job.folder) as adapted:
-            outputs = self._outputs(adapted, self._splits[split])
+            outputs = self._outputs(partial(self._forward, adapted), self._splits[split])
         labels = self._splits[split].labels
         predicted = self._predictions(outputs)
         low, high = interval(METRICS[self._recipe.task.metric], predicted.numpy(), labels.numpy(), seed=INTERVAL_SEED)
         return Evaluation(split, self._scores(outputs, labels), (low, high), len(labels))
 
     def _fit(
-        self, adapted: Any, spec: TrainingSpec, seed: int, start: float, on_epoch: Callable[[EpochRecord], None]
+        self,
+        adapted: Any,
+        forward: Callable[[str, Batch], Tensor],
+        spec: TrainingSpec,
+        seed: int,
+        start: float,
+        on_epoch: Callable[[EpochRecord], None],
     ) -> tuple[EpochRecord, list[EpochRecord]]:
-        """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all."""
+        """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all.
+
+        `forward` runs it on a batch of a named split.
+        """
         trained = [p for p in adapted.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
@@ -170,7 +230,7 @@ class TransformerTrainer:
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                loss = self._loss(self._forward(adapted, batch), batch.labels)
+                loss = self._loss(forward("train", batch), batch.labels)
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
@@ -179,7 +239,7 @@ class TransformerTrainer:
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
             adapted.eval()
-            outputs = self._outputs(adapted, self._splits["validation"])
+            outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
             metrics = self._scores(outputs, self._splits["validation"].labels)
             record = EpochRecord(epoch, step, float(total) / len(split), metrics, time.monotonic() - start)
             records.append(record)
@@ -202,10 +262,9 @@ class TransformerTrainer:
             outputs: Tensor = adapted(**inputs).logits
         return outputs.float()
 
-    def _outputs(self, adapted: Any, split: TokenisedSplit) -> Tensor:
+    def _outputs(self, forward: Callable[[Batch], Tensor], split: TokenisedSplit) -> Tensor:
         with torch.inference_mode():
-            size = self._recipe.training.eval_batch_size
-            return evaluate(split, size, lambda batch: self._forward(adapted, batch))
+            return evaluate(split, self._recipe.training.eval_batch_size, forward)
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         labels = labels.to(outputs.device)
@@ -235,7 +294,7 @@ def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
     """
     problems = [f"training.{name}: is the same for all trials" for name, _ in job.training if name in SHARED]
     try:
-        spec = TrainingSpec.model_validate({**recipe.training.model_dump(), **dict(job.training)})
+        spec = TrainingSpec.model_validate(recipe.training.with_changes(dict(job.training)))
     except ValidationError as error:
         problems += [f"training.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if problems:
@@ -262,12 +321,16 @@ _LORA_B = ".autopeft_lora_B."
 def parameter_groups(adapted: nn.Module, spec: TrainingSpec) -> list[dict[str, Any]]:
     """What trains, in groups for AdamW, each with its `peak` learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    kinds = kinds_of_parameters(adapted) if spec.modules else {}
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
-            peak = (spec.head_learning_rate if is_of_head(name) else None) or spec.learning_rate
+            own = spec.modules.get(kinds.get(parameter, ""), ModuleTraining())
+            its_rate = spec.head_learning_rate if is_of_head(name) else own.learning_rate
+            peak = spec.learning_rate if its_rate is None else its_rate
             if _LORA_B in name:
                 peak *= spec.lora_plus_ratio
-            decay = spec.weight_decay if parameter.dim() >= 2 else 0.0
+            its_decay = spec.weight_decay if own.weight_decay is None else own.weight_decay
+            decay = its_decay if parameter.dim() >= 2 else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     return [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in groups.items()]
 

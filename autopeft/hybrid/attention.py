@@ -133,7 +133,7 @@ def prefix_attention(
     if not prefixes:
         return function(module, query, key, value, attention_mask, **kwargs)
     _check_supported(implementation, attention_mask, kwargs, any(offset is not None for *_, offset in prefixes))
-    if attention_mask is None and implementation == "sdpa" and query.shape[2] > 1 and _is_causal(module, kwargs):
+    if attention_mask is None and implementation == "sdpa" and query.shape[2] > 1 and is_causal(module, kwargs):
         # sdpa aligns its own causal mask to the first key, which is now a prefix. Keys beyond the queries are the empty
         # part of a static cache: sdpa cuts them off as well.
         n = query.shape[2]
@@ -156,7 +156,8 @@ def attention_function(module: nn.Module, implementation: str) -> Callable[..., 
     return ALL_ATTENTION_FUNCTIONS[implementation]
 
 
-def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+def is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether sdpa would make a causal mask of its own where it is given none."""
     given = kwargs.get("is_causal")
     return bool(getattr(module, "is_causal", True) if given is None else given)
 

@@ -11,8 +11,8 @@ from typing import Any
 from autopeft.errors import StudyCorruptError, UsageError
 from autopeft.samplers import Earlier, Observation
 from autopeft.space.modules import Scalar
-from autopeft.space.parameters import nearest
 from autopeft.space.search_space import SearchSpace
+from autopeft.study.baselines import recipe_value
 from autopeft.study.database import DATABASE_FILE
 from autopeft.study.reader import read_study
 from autopeft.study.record import CONTEXT_SUMMARY, StudyView, TrialRecord
@@ -64,14 +64,14 @@ def _in_space(name: str, view: StudyView, space: SearchSpace) -> tuple[Earlier, 
     return Earlier(name, tuple(trials)), len(complete)
 
 
-def _observation(trial: TrialRecord, recipe: Mapping[str, Scalar], space: SearchSpace) -> Observation:
+def _observation(trial: TrialRecord, recipe: Mapping[str, Any], space: SearchSpace) -> Observation:
     """The trial with params of `space`; a training setting is brought to the nearest value that is searched.
 
     Raises:
         ValueError: its architecture is not in the space.
     """
     given = {**recipe, **dict(trial.training)}
-    training = {p.name: nearest(p, given.get(p.name)) for p in space.parameters if p.is_training}
+    training = {p.setting or p.name: recipe_value(p, given) for p in space.parameters if p.is_training}
     params = space.encode(trial.architecture, training)
     assert trial.result is not None
     curve = tuple(epoch.metrics[0][1] for epoch in trial.result.epochs if epoch.metrics)

@@ -44,12 +44,14 @@ class Identity:
     """Seconds of search in all; None where only the trials are limited."""
     earlier: tuple[str, ...] = ()
     """Run folders of the studies whose trials it started from, as the user named them."""
+    limits: Mapping[str, int | float] = field(default_factory=dict, hash=False)
+    """Second budgets by option: `max_trained` (parameters), `max_latency_overhead` (ratio), `max_memory` (bytes)."""
     facts: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What may differ with a warning: versions of libraries."""
 
     def to_json(self) -> dict[str, Any]:
-        data = {**asdict(self), "earlier": list(self.earlier), "facts": dict(self.facts)}
-        return data if self.earlier else {name: value for name, value in data.items() if name != "earlier"}
+        data = {**asdict(self), "facts": dict(self.facts), "limits": dict(self.limits), "earlier": list(self.earlier)}
+        return {name: value for name, value in data.items() if value or name not in _OPTIONAL}
 
     @classmethod
     def from_json(cls, data: Any) -> "Identity":
@@ -58,7 +60,7 @@ class Identity:
         Raises:
             StudyCorruptError: a key is missing, unknown or of another type.
         """
-        if not isinstance(data, dict) or set(data) - {"earlier"} != {*_PARTS, *_SCALARS, "facts"}:
+        if not isinstance(data, dict) or {*data, *_OPTIONAL} != {*_PARTS, *_SCALARS, "facts", *_OPTIONAL}:
             raise StudyCorruptError("the study's identity is incomplete or has unknown keys")
         wrong = [name for name in _PARTS if not _is_part(data[name])]
         wrong += [name for name, kinds in _SCALARS.items() if type(data[name]) not in kinds]
@@ -67,11 +69,16 @@ class Identity:
         earlier = data.get("earlier", [])
         if not (isinstance(earlier, list) and all(isinstance(name, str) for name in earlier)):
             wrong.append("earlier")
+        limits = data.get("limits", {})
+        if not (isinstance(limits, dict) and all(type(v) in (int, float) for v in limits.values())):
+            wrong.append("limits")
         if wrong:
             raise StudyCorruptError(f"the study's identity cannot be read: {', '.join(wrong)}")
         return cls(**{**data, "earlier": tuple(earlier), **{name: Part(**data[name]) for name in _PARTS}})
 
 
+_OPTIONAL = ("limits", "earlier")
+"""Written only where there are any, so that studies of before have them not."""
 _PARTS = ("space", "model", "data", "metric", "training")
 _SCALARS: Mapping[str, tuple[type, ...]] = {
     "objective": (str,),
@@ -90,7 +97,7 @@ def _is_part(data: Any) -> bool:
 def check(stored: Identity, current: Identity) -> tuple[str, ...]:
     """Warnings about what has changed since the study was made but does not forbid to go on with it.
 
-    Trials and time are totals of the present run: any value goes. The budget may grow.
+    Trials and time are totals of the present run: any value goes. Budgets may grow, second ones may be dropped too.
 
     Raises:
         StudyMismatchError: it is another study; names every difference.
@@ -104,13 +111,18 @@ def check(stored: Identity, current: Identity) -> tuple[str, ...]:
         if getattr(stored, name) != getattr(current, name):
             differences.append(f"{name}: was {getattr(stored, name)}, now {getattr(current, name)}")
     if stored.earlier != current.earlier:
-        was, now = (", ".join(names) or "nothing" for names in (stored.earlier, current.earlier))
-        differences.append(f"from: was {was}, now {now}")
+        start, other = (", ".join(names) or "nothing" for names in (stored.earlier, current.earlier))
+        differences.append(f"from: was {start}, now {other}")
     if current.budget_parameters < stored.budget_parameters:
         differences.append(
             f"budget: was {stored.budget} ({stored.budget_parameters:,} parameters), "
             f"now {current.budget} ({current.budget_parameters:,}); it may only grow"
         )
+    for name, limit in current.limits.items():
+        was = stored.limits.get(name)
+        if was is None or limit < was:
+            option, before = name.replace("_", "-"), "no limit" if was is None else f"{was:,}"
+            differences.append(f"{option}: was {before}, now {limit:,}; it may only grow")
     if differences:
         raise StudyMismatchError(
             "the run folder holds a study with other settings:\n  "

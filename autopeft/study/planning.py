@@ -13,6 +13,7 @@ import psutil
 from autopeft.config import to_yaml
 from autopeft.engine.data import TaskData, load_data
 from autopeft.engine.fingerprint import fingerprint
+from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
@@ -27,6 +28,7 @@ from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.earlier import find_earlier
 from autopeft.study.identity import Identity, Part
+from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
@@ -60,10 +62,14 @@ def make_plan(settings: SearchSettings) -> Plan:
     sampler = find_sampler(settings.sampler)
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
+    max_trained, limits = parse_limits(settings)
     timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
+    cache = default_cache_memory()
+    if settings.cache_memory is not None:
+        cache = parse_memory("cache-memory", settings.cache_memory)
     recipe, spec = load_files(settings)
     task = resolve_task(settings, recipe)
-    space = bind_space(spec, task.anatomy, budget)
+    space = bind_space(spec, task.anatomy, budget, max_trained)
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
@@ -74,13 +80,11 @@ def make_plan(settings: SearchSettings) -> Plan:
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
 
     identity = Identity(
-        space=Part(
-            settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source", "published_size", "points"}))
-        ),
+        space=Part(settings.space, _hash(spec.content())),
         model=Part(task.model, fingerprint(task.model, task.revision)),
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
-        training=Part(_protocol(recipe.training), _hash(recipe.training.model_dump(mode="json"))),
+        training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
         objective=settings.objective,
         seed=settings.seed,
         budget=settings.budget,
@@ -88,8 +92,10 @@ def make_plan(settings: SearchSettings) -> Plan:
         trials=n_trials,
         time=seconds,
         earlier=settings.from_,
+        limits=limits_of_identity(space, limits),
         facts=facts,
     )
+    n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
     resolved = settings.model_copy(
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
         | {"space": _file(run, "space.yaml"), "set": ()}
@@ -100,19 +106,26 @@ def make_plan(settings: SearchSettings) -> Plan:
         identity=identity,
         space=space,
         sampler=sampler,
-        backend=TransformerBackend(model=task.model, revision=task.revision, recipe=recipe, data=task.data),
+        backend=TransformerBackend(
+            model=task.model,
+            revision=task.revision,
+            recipe=recipe,
+            data=task.data,
+            limits=limits,
+            cache_memory=cache // n_workers,
+        ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
         trial_timeout=timeout,
-        n_workers=settings.workers or default_workers(task.anatomy.n_parameters),
+        n_workers=n_workers,
         files=(
             ("recipe.yaml", to_yaml(recipe)),
             ("space.yaml", to_yaml(spec)),
             ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
         ),
         context=context_of(task),
-        facts=_facts(task),
+        facts=_facts(task) + limit_facts(space, limits),
         notes=(*task.data.notes, *notes, *told, *_without_effect(settings)),
         baselines=baselines,
         earlier=earlier,
@@ -160,13 +173,17 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
     return Task(recipe, model, revision, load_anatomy(model, revision), data)
 
 
-def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> SearchSpace:
+def bind_space(
+    spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget, max_trained: ParameterBudget | None = None
+) -> SearchSpace:
     """
     Raises:
         BudgetError: nothing of the space fits; names the smallest reachable budget.
         ConfigError: nothing of the space can stand in the model.
     """
-    space = SearchSpace(spec, anatomy, budget.resolve(anatomy.n_parameters))
+    n_model = anatomy.n_parameters
+    trained = max_trained.resolve(n_model) if max_trained else None
+    space = SearchSpace(spec, anatomy, budget.resolve(n_model), trained)
     if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
         raise space.infeasible()
     return space
@@ -225,7 +242,13 @@ def _run_name(settings: SearchSettings, task: Task) -> str:
         parts.append(name_word(settings.model))
     if settings.recipe not in (None, _default_recipe(settings)):
         parts.append(name_word(settings.recipe or ""))
-    parts += [name_word(settings.space), settings.budget.replace("%", "pct"), f"seed{settings.seed}"]
+    limits = {
+        "trained": settings.max_trained,
+        "latency": settings.max_latency_overhead,
+        "memory": settings.max_memory,
+    }
+    budgets = [settings.budget, *(f"{name}{text}" for name, text in limits.items() if text)]
+    parts += [name_word(settings.space), *(text.replace("%", "pct") for text in budgets), f"seed{settings.seed}"]
     return "-".join(parts)
 
 

@@ -17,6 +17,13 @@ class SearchSettings(Frozen):
 
     budget: str
     """Most stored adapter parameters, task head apart: 0.5% (of the base model), 500k, 1.2M or 300000."""
+    max_trained: str | None = None
+    """Most trained adapter parameters, in the forms of budget; no limit by default. More train than are stored where a
+    part is dropped after training."""
+    max_latency_overhead: str | None = None
+    """Longest forward pass: 1.2 times the base model's, or 20% more; measured before training; no limit by default."""
+    max_memory: str | None = None
+    """Most memory of one training, such as 8GB or 800MB; measured before training; no limit by default."""
     model: str | None = None
     """Folder, hub id, or package:NAME of the base model; the recipe's by default."""
     data: str | None = None
@@ -47,6 +54,9 @@ class SearchSettings(Frozen):
     """Trials at a time, one process each: one a GPU, else up to four that share the cores. Proposals depend on it."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
+    cache_memory: str | None = None
+    """Memory for what the frozen layers give, so that trials need not compute it: 2GB, or 0 for none. All workers
+    together; a quarter of the machine's by default."""
     keep: int = Field(default=10, ge=1)
     """Of how many of the best trials the weights are kept; with objective pareto those of the front, too."""
     set: tuple[str, ...] = ()
@@ -57,10 +67,10 @@ class SearchSettings(Frozen):
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
-    @field_validator("budget", mode="before")
+    @field_validator("budget", "max_trained", "max_latency_overhead", mode="before")
     @classmethod
     def _number_as_text(cls, value: object) -> object:
-        return str(value) if type(value) is int else value
+        return str(value) if type(value) in (int, float) else value
 
 
 def resolve_settings(

@@ -1,5 +1,6 @@
 """Tiny models with tokenisers as folders on disk, and a task of words that they can learn."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.splits import Split
 from autopeft.engine.training import TransformerBackend
-from tests.models import TINY_FAMILIES, VOCABULARY
+from tests.models import TINY_FAMILIES, VOCABULARY, tiny
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
@@ -20,7 +21,9 @@ WORDS = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
 def checkpoint(folder: Path, family: str = "bert", **config: Any) -> Path:
     """A folder with the weights of a tiny model without a task head, and a tokeniser; GPT-2's has no padding token."""
     # Wider weights than usual: an untrained model must tell words apart for a task to be learnable in seconds.
-    TINY_FAMILIES[family](**{"initializer_range": 0.2, **config}).save_pretrained(folder)
+    wide = {"initializer_factor" if family == "t5" else "initializer_range": 2.0 if family == "t5" else 0.2}
+    made = TINY_FAMILIES[family] if family in TINY_FAMILIES else partial(tiny, family)
+    made(**{**wide, **config}).save_pretrained(folder)
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     if family in {"gpt2", "llama"}:

@@ -138,6 +138,21 @@ def test_equal_failures_in_a_row_end_the_search_with_the_cause(tmp_path):
     assert len(read_study(tmp_path / "run").trials) == 3
 
 
+def test_architectures_over_a_limit_are_no_failures_and_are_not_tried_again(tmp_path):
+    rejected = dict.fromkeys(range(1, 12), "limit")
+    outcome = search(toy_plan(tmp_path / "run", 3, ToyBackend(failures=rejected)))
+    view = check_invariants(tmp_path / "run", 3)
+    assert outcome.reason == "trials"
+    assert [t.result.cause for t in view.trials if t.state == "failed"] == ["over a limit"] * 11
+    assert len({t.architecture.id for t in view.trials}) == len(view.trials) == 14
+
+
+def test_a_limit_that_nothing_keeps_ends_the_search_with_the_advice_to_loosen_it(tmp_path):
+    with pytest.raises(FailurePolicyError, match=r"50 architectures in a row were rejected.*Loosen the limit"):
+        search(toy_plan(tmp_path / "run", 9, ToyBackend(failures=dict.fromkeys(range(60), "limit"))))
+    assert len(read_study(tmp_path / "run").trials) == 50
+
+
 def test_only_the_best_weights_are_kept(tmp_path):
     run = tmp_path / "run"
     outcome = search(toy_plan(run, 6, keep=2))

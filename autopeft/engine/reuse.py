@@ -1,0 +1,205 @@
+"""Lets a trial begin where its adapters begin: what the frozen part below them gives is computed once for all trials.
+
+Which part that is depends on the architecture and the bound of the cache alone, and the values are computed in batches
+of their own, in an order of their own. So a trial gives the same numbers whether they were there already or not, and in
+whichever worker it runs.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.engine.activation_cache import ActivationCache, Kept, write
+from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
+from autopeft.engine.frozen_part import are_close, captured, find_frozen, shortened, with_gradients
+from autopeft.engine.last_layer import LastLayer, Reads, token_read
+from autopeft.engine.stand_ins import Feed, StandIn
+from autopeft.hybrid.sites import find_sites
+from autopeft.space.architecture import Architecture
+
+T = TypeVar("T")
+
+FILL_ROWS = 32
+"""Rows at a time where the cache is filled: fixed, since the last bits of the values depend on it."""
+
+Forward = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the forward pass of an architecture is made shorter."""
+
+    stand_ins: tuple[StandIn, ...] = ()
+    reads: Reads | None = None
+    """The token for which alone the last layer is computed; None: for all."""
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        return tuple(kept for one in self.stand_ins for kept in one.kept)
+
+
+class FrozenPartReuse:
+    """For the trials of one worker on one model; `splits` are those that each trial reads."""
+
+    def __init__(
+        self,
+        model: Any,
+        splits: Mapping[str, TokenisedSplit],
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model = model
+        self._splits = splits
+        self._device = device
+        self._cache = ActivationCache(splits, capacity, device, dtype)
+        layers = find_sites(model).layers
+        stack = "decoder" if any(name == "decoder" for name, _ in layers) else "encoder"
+        self._last = [sites for (name, _), sites in layers.items() if name == stack][-1]
+        self._layers = frozenset(sites.name for sites in layers.values())
+        is_half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
+        self._rounding = 3e-2 if is_half else 1e-5
+        """How far results may be apart that come from the same sums, made of matrices of other shapes."""
+        self._plans: dict[Any, tuple[Plan, ...]] = {}
+        self._log = logging.getLogger(__name__)
+
+    @contextmanager
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[Callable[[str, Batch], Tensor]]:
+        """Within it, the adapted model starts at what `architecture` adapts first, where that can be, and ends with the
+        token that the head reads. `forward` runs it on a batch; what is given does so for a batch of the named split.
+        """
+        plan = self._plan(architecture, forward)
+        last = self._last_layer(plan.reads)
+        self._fill(plan, last, forward)
+        feed, kept = Feed(), plan.kept
+
+        def run(split: str, batch: Batch) -> Tensor:
+            batch = batch.to(self._device)
+            if last is not None:
+                last.at(batch)
+            feed.size = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+            feed.values = {one.key: self._cache.read(one, split, batch) for one in kept}
+            return forward(batch)
+
+        with shortened(self._model, plan.stand_ins, feed, last):
+            yield run
+
+    def _last_layer(self, reads: Reads | None) -> LastLayer | None:
+        return None if reads is None else LastLayer(self._model, self._last, reads)
+
+    def _plan(self, architecture: Architecture, forward: Forward) -> Plan:
+        """The first of the ways to cut the model that fits into the cache."""
+        signature = tuple((p.stack, p.layer, p.role, p.module, p.options) for p in architecture.placements)
+        if signature not in self._plans:
+            trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            devices = [self._device] if self._device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices), _shaken(trained):
+                self._plans[signature] = self._find_plans(forward, trained)
+        return next(plan for plan in self._plans[signature] if self._cache.fits(plan.kept))
+
+    def _find_plans(self, forward: Forward, trained: Sequence[nn.Parameter]) -> tuple[Plan, ...]:
+        """The ways to cut the model, the one that leaves least to compute first; the last needs no cache."""
+        batches = _examples(self._splits["train"], self._device)
+        reads: Reads | None = self._tried(
+            partial(self._read, forward, batches, trained), "the last layer computes all tokens"
+        )
+        last = self._last_layer(reads)
+        plans = []
+        for whole_layers in (False, True) if self._cache.capacity else ():
+            find = partial(
+                find_frozen,
+                self._model,
+                _told(last, forward),
+                batches,
+                self._layers,
+                whole_layers=whole_layers,
+                last=last,
+            )
+            plans.append(Plan(self._tried(find, "each step computes the frozen layers") or (), reads))
+        return (*dict.fromkeys(plans), Plan((), reads))
+
+    def _read(self, forward: Forward, batches: Sequence[Batch], trained: Sequence[nn.Parameter]) -> Reads | None:
+        """The token that the head reads, if the last layer gives the same when it computes that one alone."""
+        if self._last.attention is None:
+            return None
+        reads = token_read(self._model, self._last.name, forward, batches)
+        last = self._last_layer(reads)
+        if last is None:
+            return None
+        for batch in batches:
+            expected = with_gradients(partial(forward, batch), trained)
+            with last.installed():
+                found = with_gradients(partial(_told(last, forward), batch), trained)
+            if not are_close(found, expected, self._rounding):
+                return None
+        return reads
+
+    def _tried(self, find: Callable[[], T | None], otherwise: str) -> T | None:
+        try:
+            if (found := find()) is not None:
+                return found
+            reason = "results would differ"
+        except Exception as error:  # the code of any model, run in ways that its authors did not think of
+            reason = str(error).partition("\n")[0]
+        self._log.warning("%s: %s", otherwise, reason)
+        return None
+
+    def _fill(self, plan: Plan, last: LastLayer | None, forward: Forward) -> None:
+        missing = self._cache.missing(plan.kept)
+        if not missing:
+            return
+        self._cache.make_room(plan.kept)
+        wanted = {one.path: [kept for kept in one.kept if kept in missing] for one in plan.stand_ins}
+        wanted = {path: kepts for path, kepts in wanted.items() if kepts}
+        entries = {one: self._cache.empty(one) for one in missing}
+        with captured(self._model, wanted, last) as run, torch.no_grad():
+            for name, split in self._splits.items():
+                for batch in evaluation_batches(split, FILL_ROWS):
+                    moved = batch.to(self._device)
+                    values = run(partial(_told(last, forward), moved))
+                    for one in missing:
+                        write(entries[one][name], one, moved, values[one.key])
+        for one, entry in entries.items():
+            self._cache.put(one, entry)
+
+
+def _told(last: LastLayer | None, forward: Forward) -> Forward:
+    """`forward` with the last layer made ready for each batch."""
+
+    def run(batch: Batch) -> Tensor:
+        if last is not None:
+            last.at(batch)
+        return forward(batch)
+
+    return run
+
+
+@contextmanager
+def _shaken(trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within it, what trains is moved a little: maps that start at zero would hide what is behind them."""
+    before = [parameter.detach().clone() for parameter in trained]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.02 * noise.to(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(trained, before, strict=True):
+                parameter.copy_(value)
+
+
+def _examples(split: TokenisedSplit, device: torch.device) -> tuple[Batch, Batch]:
+    """Two small batches, of different lengths where there are any."""
+    order = split.lengths.argsort(stable=True)
+    n = len(order)
+    first, second = (order[[min(n - 1, int(share * n)) for share in shares]] for shares in ((0, 0.3, 0.5), (0.1, 0.8)))
+    return split.batch(first).to(device), split.batch(second).to(device)
