@@ -32,8 +32,15 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     }
 )
 
+LEARNS_FROM_EARLIER = frozenset({"bo", "evolution"})
+"""Samplers that make use of `Ask.earlier`."""
+WEIGHS_SECONDS = frozenset({"bo"})
+"""Samplers that make use of `Ask.per_second`."""
+
 __all__ = [
+    "LEARNS_FROM_EARLIER",
     "SAMPLERS",
+    "WEIGHS_SECONDS",
     "Ask",
     "Earlier",
     "Objective",
