@@ -171,7 +171,7 @@ def _of_user(name: str, problem: Problem, responses: Responses, seed: int, n_tri
             regrets.append(regrets[-1])
         else:
             response = responses.respond(candidate, number)
-            score = response.observed
+            candidate, score = response.candidate, response.observed
             regrets.append(min(regrets[-1], problem.best - response.true))
         start = time.perf_counter()
         study.tell(candidate, score)
