@@ -119,31 +119,41 @@ def compare(
     return Comparison(suite, chosen, tuple(named), seeds, trials, tuple(found))
 
 
+SUITES = ("synthetic", "tabular")
+_TABLES = (".jsonl", ".gz")
+
+
 def problem_names(suite: str, given: Sequence[str] = ()) -> tuple[str, ...]:
-    """
+    """`suite` is `synthetic`, `tabular` or the file of a table.
+
     Raises:
         UnknownNameError: no such suite or problem.
+        UsageError: no such table.
     """
     from autopeft.bench import suite as synthetic
     from autopeft.bench import tabular
 
-    if suite not in SUITES:
+    if suite == "synthetic":
+        return synthetic.names(given)
+    if suite not in SUITES and not suite.endswith(_TABLES):
         raise UnknownNameError("suite", suite, SUITES)
-    return synthetic.names(given) if suite == "synthetic" else tabular.names(given)
+    return tabular.names(given, _table_of(suite))
 
 
 def load(suite: str, name: str) -> Problem:
+    """The problem of a suite; errors as in `problem_names`."""
     from autopeft.bench import suite as synthetic
     from autopeft.bench import tabular
 
-    return synthetic.load_problem(name) if suite == "synthetic" else tabular.load_problem(name)
+    return synthetic.load_problem(name) if suite == "synthetic" else tabular.load_problem(name, _table_of(suite))
 
 
-SUITES = ("synthetic", "tabular")
+def _table_of(suite: str) -> Path | None:
+    return None if suite == "tabular" else Path(suite)
 
 
 def default_results(suite: str) -> Path:
-    return cache_folder() / "bench" / f"samplers-{suite}.jsonl"
+    return cache_folder() / "bench" / f"samplers-{Path(suite).name.split('.')[0]}.jsonl"
 
 
 def read_runs(file: Path) -> Iterator[Run]:

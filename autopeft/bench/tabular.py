@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,30 +146,36 @@ class Lookups:
         return self._worst if math.isfinite(self._worst) else self._problem.without
 
 
-def names(given: Sequence[str] = ()) -> tuple[str, ...]:
-    """The problems of the shipped table that are meant: all by default.
+def names(given: Sequence[str] = (), table: Path | None = None) -> tuple[str, ...]:
+    """The problems of a table that are meant, all by default; without a `table` those of the shipped one.
 
     Raises:
         UnknownNameError: no such problem.
+        UsageError: no such table.
     """
-    known = tuple(_problems())
+    known = tuple(_problems(table))
     for name in given:
         if name not in known:
             raise UnknownNameError("problem", name, known)
     return tuple(given) or known
 
 
-def load_problem(name: str) -> TableProblem:
-    names([name])
-    return _problems()[name]
+def load_problem(name: str, table: Path | None = None) -> TableProblem:
+    names([name], table)
+    return _problems(table)[name]
 
 
-@lru_cache(maxsize=1)
-def _problems() -> Mapping[str, TableProblem]:
-    file = files("autopeft.bench") / TABLE
+@lru_cache(maxsize=4)
+def _problems(table: Path | None) -> Mapping[str, TableProblem]:
+    file = table or files("autopeft.bench") / TABLE
     if not file.is_file():
-        raise UsageError(f"this installation ships no {TABLE}: make one with `autopeft bench table`")
-    return problems_of(gzip.decompress(file.read_bytes()).decode("utf-8"))
+        lacking = f"{table}: no such table" if table else f"this installation ships no {TABLE}"
+        raise UsageError(f"{lacking}. Make one with `autopeft bench table --out FILE`, and name it with --suite FILE")
+    content = file.read_bytes()
+    try:
+        return problems_of((gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file}: not a table of `autopeft bench table`: {error}") from error
 
 
 def problems_of(text: str) -> dict[str, TableProblem]:

@@ -25,7 +25,9 @@ def samplers(
     samplers: Annotated[
         str, typer.Option(help="Names with commas between: ours, and optuna-tpe, optuna-gp, … unrepaired; all.")
     ] = "",
-    suite: Annotated[str, typer.Option(help="synthetic or tabular.")] = "synthetic",
+    suite: Annotated[
+        str, typer.Option(help="synthetic, tabular, or a file that `autopeft bench table` wrote.")
+    ] = "synthetic",
     problems: Annotated[str, typer.Option(help="Names with commas between: only these of the suite.")] = "",
     seeds: Annotated[int, typer.Option(help="Runs of every sampler on every problem.")] = 10,
     trials: Annotated[int, typer.Option(help="Trials a run.")] = 100,

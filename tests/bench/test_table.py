@@ -9,6 +9,7 @@ from autopeft.bench.running import run_sampler
 from autopeft.bench.table import TableSettings, make_table, parse_points
 from autopeft.bench.tabular import TableProblem, problems_of
 from autopeft.bench.users import USERS, OptunaStudy
+from autopeft.cli import run
 from autopeft.errors import StudyMismatchError, UsageError
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import load_space
@@ -51,20 +52,20 @@ def problem(**options) -> TableProblem:
 
 def test_a_row_stands_for_itself_and_is_used_once():
     table = problem()
-    run = table.start(0)
-    assert [run.respond(row.candidate, i).candidate for i, row in enumerate(table.rows)] == [
+    lookups = table.start(0)
+    assert [lookups.respond(row.candidate, i).candidate for i, row in enumerate(table.rows)] == [
         row.candidate for row in table.rows
     ]
     with pytest.raises(Exception, match="all 40 rows"):
-        run.respond(table.rows[0].candidate, 40)
+        lookups.respond(table.rows[0].candidate, 40)
 
 
 def test_near_rows_come_first_and_regret_ends_at_zero():
     table = problem()
     row = table.rows[7]
-    run = table.start(0)
-    run.respond(row.candidate, 0)
-    second = run.respond(row.candidate, 1).candidate
+    lookups = table.start(0)
+    lookups.respond(row.candidate, 0)
+    second = lookups.respond(row.candidate, 1).candidate
     features = {r.candidate: f for r, f in zip(table.rows, table.features, strict=True)}
     distance = np.linalg.norm(table.features - features[row.candidate], axis=1)
     assert np.linalg.norm(features[second] - features[row.candidate]) == pytest.approx(np.sort(distance)[1])
@@ -91,10 +92,10 @@ def test_users_of_optuna_are_told_the_worst_score_where_there_is_no_row():
 @pytest.mark.parametrize("name", ["optuna-tpe", "optuna-gp"])
 def test_users_of_optuna_are_told_the_row_that_was_trained(name):
     table = problem()
-    study, run = OptunaStudy(USERS[name], table.space, seed=0), table.start(0)
+    study, lookups = OptunaStudy(USERS[name], table.space, seed=0), table.start(0)
     for number in range(11):
         study.ask()
-        row = run.respond(table.rows[number].candidate, number)
+        row = lookups.respond(table.rows[number].candidate, number)
         study.tell(row.candidate, row.observed)
     complete = [trial for trial in study._study.trials if trial.state.name == "COMPLETE"]
     assert [trial.value for trial in complete] == [row.mean for row in table.rows[:11]]
@@ -103,6 +104,16 @@ def test_users_of_optuna_are_told_the_row_that_was_trained(name):
     domain = next(p.domain for p in table.space.parameters if p.name == "g1.lora.size")
     assert [domain.values[size] for size in sizes] == wanted
     assert all(value <= 0 for trial in complete for value in trial.constraints.values())
+
+
+def test_a_table_of_ones_own_is_a_suite(tmp_path, capsys):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(table_text())
+    arguments = ["bench", "samplers", "--suite", str(file), "--samplers", "random", "--seeds", "1", "--trials", "5"]
+    assert run([*arguments, "--results", str(tmp_path / "r.jsonl")]) == 0
+    assert "hybrid-t" in capsys.readouterr().out
+    assert run([*arguments[:-2], "--suite", str(tmp_path / "absent.jsonl")]) == 2
+    assert "no such table" in capsys.readouterr().err
 
 
 def test_points_are_parsed_or_refused():
