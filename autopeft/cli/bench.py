@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from autopeft.cli.text import table
+from autopeft.resources import atomic_write
 
 app = typer.Typer(
     help="Samplers side by side; tables of real trainings.",
@@ -56,7 +57,7 @@ def samplers(
     )
     if plot:
         title = f"{suite} suite, {len(found.problems)} problems, {seeds} seeds: mean regret ± s.e."
-        Path(plot).write_text(regret_svg(title, curves(found, found.problems)), encoding="utf-8")
+        atomic_write(Path(plot), regret_svg(title, curves(found, found.problems)))
     text, data = _report(found)
     sys.stdout.write((json.dumps(data, indent=2) if as_json else text) + "\n")
 
@@ -104,7 +105,7 @@ def optima(
     for name in names(_listed(problems)):
         found[name] = solved(SUITE[name])
         _tell(f"{name}: raw {found[name].raw:.6f}; {found[name].method}")
-    Path(out).write_text(to_json(found), encoding="utf-8")
+    atomic_write(Path(out), to_json(found))
 
 
 def _report(comparison: Any) -> tuple[str, dict[str, Any]]:
