@@ -25,6 +25,7 @@ from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.identity import Identity, Part
+from autopeft.study.layout import cache_folder
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
@@ -70,7 +71,8 @@ def make_plan(settings: SearchSettings) -> Plan:
     n_trials = settings.trials or recipe.trials
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in LIBRARIES}
-    from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
+    from autopeft.engine.reuse import CacheMemory  # torch, only after all that can be wrong is checked
+    from autopeft.engine.training import TransformerBackend
 
     identity = Identity(
         space=Part(
@@ -89,6 +91,9 @@ def make_plan(settings: SearchSettings) -> Plan:
         facts=facts,
     )
     n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
+    memory = CacheMemory(
+        cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
+    )
     resolved = settings.model_copy(
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
         | {"space": _file(run, "space.yaml"), "set": ()}
@@ -99,7 +104,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         identity=identity,
         space=space,
         sampler=sampler,
-        backend=TransformerBackend(task.model, task.revision, recipe, task.data, cache_memory=cache // n_workers),
+        backend=TransformerBackend(task.model, task.revision, recipe, task.data, memory),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,

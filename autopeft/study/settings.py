@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -42,6 +42,8 @@ class SearchSettings(Frozen):
     cache_memory: str | None = None
     """Memory for what the frozen layers give, so that trials need not compute it: 2GB, or 0 for none. All workers
     together; a quarter of the machine's by default."""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    """How they are kept: float16 takes half the memory, and losses differ in the fifth digit."""
     keep: int = Field(default=10, ge=1)
     """Of how many of the best trials the weights are kept."""
     set: tuple[str, ...] = ()
