@@ -102,6 +102,9 @@ def search(
     cache_memory: Annotated[
         str | None, typer.Option(help="For the activations of frozen layers, such as 2GB; 0: no cache.")
     ] = None,
+    cache_dtype: Annotated[
+        str | None, typer.Option(help="Of the cache: float32, or float16 for twice as much.")
+    ] = None,
     keep: Annotated[int | None, typer.Option(help="Of how many of the best trials the weights are kept.")] = None,
     set_: Set = None,
     config: Config = None,
@@ -138,6 +141,7 @@ def search(
         "workers": workers,
         "trial_timeout": trial_timeout,
         "cache_memory": cache_memory,
+        "cache_dtype": cache_dtype,
         "keep": keep,
         "set": tuple(set_ or ()),
     }

@@ -1,18 +1,18 @@
-"""What frozen modules of a model gave for the rows of a task, kept for all trials of a worker within a bound of memory.
+"""What frozen modules of a model gave for the rows of a task, kept for all trials within a bound of memory.
 
 An entry is one tensor that one module gave, for all rows of the splits that trials read again and again. It is stored
-without padding, so that it fits batches of any composition. What does not fit makes the entry that was not used for the
-longest time go: whether an entry was still there or is made anew changes the time of a trial, and no number in it.
+without padding, so that it fits batches of any composition. What does not fit makes the entry go that was not used for
+the longest time: whether an entry was still there or is made anew changes the time of a trial, and no number in it.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from autopeft.engine.activation_stores import Entry, Shapes, Store
 from autopeft.engine.batches import Batch, TokenisedSplit
 
 
@@ -39,73 +39,97 @@ class Kept:
     """In which the model computes it."""
 
 
+Fill = Callable[[Mapping[Kept, Entry]], None]
+"""Computes entries and writes them where it is told, see `write`."""
+
+
 class ActivationCache:
-    """Values by key and split: at most `capacity` bytes, stored in `dtype`; None: as the model computes them."""
+    """Values by key and split.
+
+    `share` bytes is the most that one trial may use, `capacity` what all workers may that have this store.
+    Floating point numbers are stored in `dtype`; None: as the model computes them.
+    """
 
     def __init__(
         self,
         splits: Mapping[str, TokenisedSplit],
+        store: Store,
+        share: int,
         capacity: int,
-        device: torch.device,
         dtype: torch.dtype | None = None,
     ) -> None:
         self._splits = splits
-        self.capacity = capacity
-        self._device = device
+        self._store = store
+        self.share = share
+        self._capacity = capacity
         self._dtype = dtype
-        self._entries: OrderedDict[Key, dict[str, Tensor]] = OrderedDict()
-
-    @property
-    def n_bytes(self) -> int:
-        """In use now."""
-        return sum(tensor.nbytes for entry in self._entries.values() for tensor in entry.values())
+        self._entries: dict[Kept, Entry] = {}
 
     def fits(self, wanted: Iterable[Kept]) -> bool:
-        """Whether all of `wanted` can be there at a time."""
-        return sum(map(self._size, wanted)) <= self.capacity
+        """Whether one trial may use all of `wanted`."""
+        return sum(map(self._size, wanted)) <= self.share
 
-    def missing(self, wanted: Iterable[Kept]) -> tuple[Kept, ...]:
-        """Those of `wanted` that are not there."""
-        return tuple(kept for kept in wanted if kept.key not in self._entries)
+    def provide(self, wanted: Sequence[Kept], fill: Fill) -> None:
+        """Make `wanted` ready to be read, all else not; what is missing is filled, once for all workers.
 
-    def make_room(self, wanted: Iterable[Kept]) -> None:
-        """Let others go until what is missing of `wanted` fits; those of `wanted` that are there stay."""
-        wanted = tuple(wanted)
-        for kept in wanted:
-            if kept.key in self._entries:
-                self._entries.move_to_end(kept.key)
-        needed = sum(map(self._size, self.missing(wanted)))
-        mine = {kept.key for kept in wanted}
-        for key in [key for key in self._entries if key not in mine]:
-            if self.n_bytes + needed <= self.capacity:
-                return
-            del self._entries[key]
-
-    def empty(self, kept: Kept) -> dict[str, Tensor]:
-        """Tensors for an entry, by split; the last row of those with a value for each token is zero, for padding."""
-        made = {}
-        for name, split in self._splits.items():
-            n = len(split.tokens) + 1 if kept.key.per == "token" else len(split)
-            made[name] = torch.empty((n, *kept.shape), dtype=self._dtype or kept.dtype, device=self._device)
-            if kept.key.per == "token":
-                made[name][-1] = 0
-        return made
-
-    def put(self, kept: Kept, entry: dict[str, Tensor]) -> None:
-        """Keep a filled entry."""
-        self._entries[kept.key] = entry
+        Raises:
+            OSError: the files of the store cannot be written.
+        """
+        store = self._store
+        self._entries = {}
+        with store.locked():
+            store.use(map(self._name, wanted))
+            self._look(wanted)
+        if len(self._entries) == len(wanted):
+            return
+        with store.filling():
+            with store.locked():
+                self._look(wanted)
+                missing = [kept for kept in wanted if kept not in self._entries]
+                self._make_room(sum(map(self._size, missing)))
+                new = {kept: store.new(self._name(kept), self._shapes(kept)) for kept in missing}
+            for kept, entry in new.items():
+                if kept.key.per == "token":
+                    for tensor in entry.values():
+                        tensor[-1] = 0  # for padding
+            if new:
+                fill(new)
+            with store.locked():
+                for kept, entry in new.items():
+                    store.put(self._name(kept), entry)
+        self._entries |= new
 
     def read(self, kept: Kept, split: str, batch: Batch) -> Tensor:
         """The values of a batch of a split, `(B, T, *shape)` with zeros for padding, or `(B, *shape)`."""
-        stored = self._entries[kept.key][split]
+        stored = self._entries[kept][split]
         if kept.key.per == "row":
             return stored.index_select(0, batch.rows).to(kept.dtype)
         B, T = batch.input_ids.shape
         return stored.index_select(0, batch.places.view(-1)).view(B, T, *kept.shape).to(kept.dtype)
 
+    def _look(self, wanted: Iterable[Kept]) -> None:
+        found = {kept: self._store.get(self._name(kept), self._shapes(kept)) for kept in wanted}
+        self._entries |= {kept: entry for kept, entry in found.items() if entry is not None}
+
+    def _make_room(self, needed: int) -> None:
+        for name in self._store.droppable():
+            if self._store.n_bytes + needed <= self._capacity:
+                return
+            self._store.drop(name)
+
+    def _name(self, kept: Kept) -> str:
+        return f"{kept.key.module}/{kept.key.leaf}/{kept.key.per}/{self._dtype or kept.dtype}"
+
+    def _shapes(self, kept: Kept) -> Shapes:
+        dtype = self._dtype or kept.dtype
+        return {name: ((self._n(kept, split), *kept.shape), dtype) for name, split in self._splits.items()}
+
+    def _n(self, kept: Kept, split: TokenisedSplit) -> int:
+        """Vectors of an entry: one for padding stands behind those of the tokens."""
+        return len(split.tokens) + 1 if kept.key.per == "token" else len(split)
+
     def _size(self, kept: Kept) -> int:
-        n = sum(len(s.tokens) + 1 if kept.key.per == "token" else len(s) for s in self._splits.values())
-        return n * (self._dtype or kept.dtype).itemsize * int(torch.Size(kept.shape).numel())
+        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self._shapes(kept).values())
 
 
 def write(stored: Tensor, kept: Kept, batch: Batch, values: Tensor) -> None:

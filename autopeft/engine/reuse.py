@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from autopeft.engine.activation_cache import ActivationCache, Kept, write
+from autopeft.engine.activation_stores import Entry, FileStore, MemoryStore
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
 from autopeft.engine.frozen_part import are_close, captured, find_frozen, shortened, with_gradients
 from autopeft.engine.last_layer import LastLayer, Reads, token_read
@@ -29,6 +31,40 @@ FILL_ROWS = 32
 """Rows at a time where the cache is filled: fixed, since the last bits of the values depend on it."""
 
 Forward = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class CacheMemory:
+    """How much of what memory activations may take."""
+
+    n_bytes: int = 2 * 10**9
+    """For each worker; 0: nothing is kept."""
+    n_workers: int = 1
+    folder: Path | None = None
+    """Of the files that these workers share; None: each has its own memory."""
+    half: bool = False
+    """Store 16 bits a number: twice as much fits, and results are as in the fourth digit."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        if not self.n_bytes:
+            return "off"
+        where = "" if self.folder is None else " in files that workers share"
+        return f"{self.n_bytes / 10**9:.1f} GB a worker{where}, {'float16' if self.half else 'as computed'}"
+
+    def cache(self, splits: Mapping[str, TokenisedSplit], device: torch.device) -> ActivationCache:
+        """An empty cache, on a GPU in its own memory: at most a quarter of it."""
+        dtype = torch.float16 if self.half else None
+        if device.type == "cuda":
+            n = min(self.n_bytes, torch.cuda.get_device_properties(device).total_memory // 4)
+            return ActivationCache(splits, MemoryStore(device), n, n, dtype)
+        if self.folder is None or not self.n_bytes:
+            return ActivationCache(splits, MemoryStore(device), self.n_bytes, self.n_bytes, dtype)
+        return ActivationCache(splits, FileStore(self.folder), self.n_bytes, self.n_bytes * self.n_workers, dtype)
+
+
+DEFAULT_CACHE = CacheMemory()
 
 
 @dataclass(frozen=True)
@@ -51,14 +87,14 @@ class FrozenPartReuse:
         self,
         model: Any,
         splits: Mapping[str, TokenisedSplit],
-        capacity: int,
         device: torch.device,
-        dtype: torch.dtype | None = None,
+        memory: CacheMemory,
     ) -> None:
         self._model = model
         self._splits = splits
         self._device = device
-        self._cache = ActivationCache(splits, capacity, device, dtype)
+        self._cache = memory.cache(splits, device)
+        self.memory = memory.text
         layers = find_sites(model).layers
         stack = "decoder" if any(name == "decoder" for name, _ in layers) else "encoder"
         self._last = [sites for (name, _), sites in layers.items() if name == stack][-1]
@@ -76,7 +112,7 @@ class FrozenPartReuse:
         """
         plan = self._plan(architecture, forward)
         last = self._last_layer(plan.reads)
-        self._fill(plan, last, forward)
+        self._cache.provide(plan.kept, partial(self._fill, plan, last, forward))
         feed, kept = Feed(), plan.kept
 
         def run(split: str, batch: Batch) -> Tensor:
@@ -111,7 +147,7 @@ class FrozenPartReuse:
         )
         last = self._last_layer(reads)
         plans = []
-        for whole_layers in (False, True) if self._cache.capacity else ():
+        for whole_layers in (False, True) if self._cache.share else ():
             find = partial(
                 find_frozen,
                 self._model,
@@ -150,23 +186,16 @@ class FrozenPartReuse:
         self._log.warning("%s: %s", otherwise, reason)
         return None
 
-    def _fill(self, plan: Plan, last: LastLayer | None, forward: Forward) -> None:
-        missing = self._cache.missing(plan.kept)
-        if not missing:
-            return
-        self._cache.make_room(plan.kept)
-        wanted = {one.path: [kept for kept in one.kept if kept in missing] for one in plan.stand_ins}
+    def _fill(self, plan: Plan, last: LastLayer | None, forward: Forward, entries: Mapping[Kept, Entry]) -> None:
+        wanted = {one.path: [kept for kept in one.kept if kept in entries] for one in plan.stand_ins}
         wanted = {path: kepts for path, kepts in wanted.items() if kepts}
-        entries = {one: self._cache.empty(one) for one in missing}
         with captured(self._model, wanted, last) as run, torch.no_grad():
             for name, split in self._splits.items():
                 for batch in evaluation_batches(split, FILL_ROWS):
                     moved = batch.to(self._device)
                     values = run(partial(_told(last, forward), moved))
-                    for one in missing:
-                        write(entries[one][name], one, moved, values[one.key])
-        for one, entry in entries.items():
-            self._cache.put(one, entry)
+                    for kept, entry in entries.items():
+                        write(entry[name], kept, moved, values[kept.key])
 
 
 def _told(last: LastLayer | None, forward: Forward) -> Forward:

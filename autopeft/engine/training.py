@@ -33,7 +33,7 @@ from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_l
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import FrozenPartReuse
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
@@ -43,9 +43,6 @@ from autopeft.space.modules import Scalar
 INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
-
-DEFAULT_CACHE = 2 * 10**9
-"""Bytes of the cache where the user says nothing."""
 
 _GPU_CHECK = 16
 """Steps between looks at the loss on a GPU: each look waits for all that is queued."""
@@ -62,13 +59,13 @@ class TransformerBackend:
     """Its model is not looked at."""
     data: TaskData
     limits: Limits = NO_LIMITS
-    cache_memory: int = DEFAULT_CACHE
-    """Bytes for what the frozen part of the model gives; 0: it is computed in every step."""
+    cache: CacheMemory = DEFAULT_CACHE
+    """For what the frozen part of the model gives."""
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache_memory)
+        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache)
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -86,9 +83,6 @@ class TransformerBackend:
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
         )
-        memory = self.cache_memory
-        if device.type == "cuda":
-            memory = min(memory, torch.cuda.get_device_properties(device).total_memory // 4)
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
         n_known = base.model.get_input_embeddings().num_embeddings
@@ -96,7 +90,7 @@ class TransformerBackend:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, memory)
+        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, self.cache)
 
 
 class TransformerTrainer:
@@ -109,7 +103,7 @@ class TransformerTrainer:
         splits: Mapping[str, TokenisedSplit],
         n_outputs: int,
         limits: Limits = NO_LIMITS,
-        cache_memory: int = 0,
+        cache: CacheMemory = DEFAULT_CACHE,
     ) -> None:
         self._base = base
         self._recipe = recipe
@@ -117,7 +111,7 @@ class TransformerTrainer:
         self._limits = limits
         self._metrics = metric_names(recipe, n_outputs)
         searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, cache_memory, base.device)
+        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
@@ -127,6 +121,7 @@ class TransformerTrainer:
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 "precision": str(self._base.dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
+                "cache": self._reuse.memory,
                 "train_tokens": len(self._splits["train"].tokens),
             }
         )

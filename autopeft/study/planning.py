@@ -28,6 +28,7 @@ from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.earlier import find_earlier
 from autopeft.study.identity import Identity, Part
+from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
@@ -77,7 +78,8 @@ def make_plan(settings: SearchSettings) -> Plan:
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     earlier, told = find_earlier(settings.from_, run, space)
     facts = {name: _version(name) for name in LIBRARIES}
-    from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
+    from autopeft.engine.reuse import CacheMemory  # torch, only after all that can be wrong is checked
+    from autopeft.engine.training import TransformerBackend
 
     identity = Identity(
         space=Part(settings.space, _hash(spec.content())),
@@ -96,6 +98,9 @@ def make_plan(settings: SearchSettings) -> Plan:
         facts=facts,
     )
     n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
+    memory = CacheMemory(
+        cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
+    )
     resolved = settings.model_copy(
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
         | {"space": _file(run, "space.yaml"), "set": ()}
@@ -107,12 +112,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         space=space,
         sampler=sampler,
         backend=TransformerBackend(
-            model=task.model,
-            revision=task.revision,
-            recipe=recipe,
-            data=task.data,
-            limits=limits,
-            cache_memory=cache // n_workers,
+            model=task.model, revision=task.revision, recipe=recipe, data=task.data, limits=limits, cache=memory
         ),
         budget=budget,
         n_trials=n_trials,

@@ -24,7 +24,7 @@ from autopeft.space.parameters import Params
 from autopeft.study.database import DATABASE_FILE
 from autopeft.study.earlier import EARLIER_SUMMARY, to_json
 from autopeft.study.identity import check
-from autopeft.study.layout import LOG_FILE
+from autopeft.study.layout import LOG_FILE, cache_folder
 from autopeft.study.lock import RunLock
 from autopeft.study.plan import HELD_OUT, Plan
 from autopeft.study.progress import (
@@ -106,14 +106,21 @@ class _Session:
                 self._record(result)
         if not self._wants_more(0):
             return self._end(None)
-        with WorkerPool(
-            self.plan.backend, self.plan.n_workers, trial_timeout=self.plan.trial_timeout, log=self.log
-        ) as pool:
-            self._loop(pool)
-            if self.stop.now:
-                for event in pool.stop(0):
-                    self._handle(event)
-            return self._end(pool)
+        self._drop_cache()  # of a session that was killed
+        try:
+            with WorkerPool(
+                self.plan.backend, self.plan.n_workers, trial_timeout=self.plan.trial_timeout, log=self.log
+            ) as pool:
+                self._loop(pool)
+                if self.stop.now:
+                    for event in pool.stop(0):
+                        self._handle(event)
+                return self._end(pool)
+        finally:
+            self._drop_cache()
+
+    def _drop_cache(self) -> None:
+        shutil.rmtree(cache_folder(self.plan.run), ignore_errors=True)
 
     def _loop(self, pool: WorkerPool) -> None:
         is_told = False

@@ -57,6 +57,8 @@ class SearchSettings(Frozen):
     cache_memory: str | None = None
     """Memory for what the frozen layers give, so that trials need not compute it: 2GB, or 0 for none. All workers
     together; a quarter of the machine's by default."""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    """How they are kept: float16 takes half the memory, and losses differ in the fifth digit."""
     keep: int = Field(default=10, ge=1)
     """Of how many of the best trials the weights are kept; with objective pareto those of the front, too."""
     set: tuple[str, ...] = ()
