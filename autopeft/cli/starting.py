@@ -74,7 +74,7 @@ set:
 
 # Completed trials in all, what proposes them, and the seed of all randomness
 trials: {recipe.trials}
-sampler: tpe
+sampler: bo
 seed: 0
 """
     atomic_write(path, text)

@@ -32,8 +32,8 @@ class SearchSettings(Frozen):
     """What one trial trains, a shipped name or a YAML file: `demo` without model and data, else `local`."""
     space: str = "hybrid"
     """What may be varied, a shipped name or a YAML file."""
-    sampler: str = "tpe"
-    """What proposes architectures: tpe, random, gp, nsga2, evolution; optuna:NAME or optunahub:PACKAGE for others."""
+    sampler: str = "bo"
+    """What proposes architectures: bo, random, tpe, gp, nsga2, evolution; optuna:NAME, optunahub:PACKAGE for others."""
     objective: Literal["score", "pareto"] = "score"
     """`score`: the best score within the budget; `pareto`: the best score for every number of stored parameters."""
     baselines: bool = True
