@@ -125,19 +125,21 @@ def _probe(plan: Plan) -> dict[str, Any]:
     training = backend.recipe.training
     epochs = min(_SHORT_PROBE, training.epochs)
     recipe = backend.recipe.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
-    short, threads = replace(backend, recipe=recipe, limits=NO_LIMITS), max(1, available_cores() // plan.n_workers)
+    threads = max(1, available_cores() // plan.n_workers)
     start = time.monotonic()
     opened, facts, result = 0.0, {}, None
-    with tempfile.TemporaryDirectory() as folder, WorkerPool(short, threads=threads) as pool:
-        job = plan.job(0, point.architecture, point.training)
-        pool.submit(replace(job, folder=Path(folder) / "probe"))
-        while result is None:
-            for event in pool.wait():
-                if isinstance(event, Ready):
-                    opened, facts = time.monotonic() - start, dict(event.facts)
-                elif isinstance(event, Finished):
-                    result = event.result
-        stored_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "probe"
+        memory = replace(backend.cache, folder=backend.cache.folder and Path(folder) / "cache")
+        with WorkerPool(replace(backend, recipe=recipe, limits=NO_LIMITS, cache=memory), threads=threads) as pool:
+            pool.submit(replace(plan.job(0, point.architecture, point.training), folder=place))
+            while result is None:
+                for event in pool.wait():
+                    if isinstance(event, Ready):
+                        opened, facts = time.monotonic() - start, dict(event.facts)
+                    elif isinstance(event, Finished):
+                        result = event.result
+        stored_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     if result.state == "failed":
         raise AutopeftError(f"the probe failed: {result.error}")
     done = [record.seconds for record in result.epochs]
