@@ -23,7 +23,9 @@ _SHORT_PROBE = 2
 """Epochs of the probe: the first is slower than those that follow."""
 
 
-def write_config(data: str | None, model: str | None, budget: str, space: str, out: str, force: bool) -> Report:
+def write_config(
+    data: str | None, model: str | None, budget: str, space: str, site_map: str | None, out: str, force: bool
+) -> Report:
     """A commented config for these data and this model, all of it checked before it is written.
 
     Raises:
@@ -34,9 +36,9 @@ def write_config(data: str | None, model: str | None, budget: str, space: str, o
     path = Path(out)
     if path.exists() and not force:
         raise UsageError(f"{out}: exists. Give another --out, or --force to replace it")
-    settings = SearchSettings(budget=budget, model=model, data=data, space=space)
-    recipe, spec = load_files(settings)
-    task = resolve_task(settings, recipe)
+    settings = SearchSettings(budget=budget, model=model, data=data, space=space, site_map=site_map)
+    recipe, spec, sites = load_files(settings)
+    task = resolve_task(settings, recipe, sites)
     bound = bind_space(spec, task.anatomy, ParameterBudget.parse(budget))
     rows = ", ".join(f"{split} {len(split_rows):,}" for split, split_rows in task.data.splits.items())
     labels = ", ".join(task.data.label_names[:6]) + (", …" if len(task.data.label_names) > 6 else "")
@@ -49,6 +51,9 @@ def write_config(data: str | None, model: str | None, budget: str, space: str, o
 
 # The base model: a folder, a hub id, or package:NAME; {size}
 model: {json.dumps(model)}
+
+# Where its sites are, if they are not recognised by name
+{f"site_map: {json.dumps(site_map)}" if site_map else "# site_map: sites.yaml"}
 
 # {rows} rows; text in {json.dumps(list(columns.text))}, label in {json.dumps(columns.label)}
 # {f"labels: {json.dumps(labels)}" if labels else "labels are numbers (regression)"}
