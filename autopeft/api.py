@@ -10,7 +10,7 @@ from autopeft.errors import AutopeftError
 from autopeft.export.spec import AdapterSpec, spec_of
 from autopeft.study.planning import make_plan
 from autopeft.study.progress import Listener, silent
-from autopeft.study.record import TrialRecord
+from autopeft.study.record import TrialRecord, pareto_front
 from autopeft.study.settings import SearchSettings, resolve_settings
 from autopeft.transfer.plan import make_train_plan
 from autopeft.transfer.settings import TrainSettings
@@ -38,6 +38,11 @@ class SearchResult:
     def best(self) -> TrialRecord | None:
         """The highest score on validation; None where no trial completed."""
         return self.outcome.best
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """Trials that no other beats in score with as few stored parameters, smallest first."""
+        return pareto_front(self.trials)
 
     @property
     def spec(self) -> AdapterSpec:

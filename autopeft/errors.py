@@ -14,7 +14,8 @@ AutopeftError                 1   ran, but there is no usable result
 │   ├── StudyBusyError
 │   ├── StudyMismatchError
 │   └── StudyCorruptError
-└── FailurePolicyError        5   too many trials failed
+├── FailurePolicyError        5   too many trials failed
+└── OverLimitError            1   an architecture that is measured to be too slow or too large: its trial is rejected
 """
 
 from collections.abc import Iterable, Sequence
@@ -96,6 +97,10 @@ class StudyCorruptError(StudyError):
 
 class FailurePolicyError(AutopeftError):
     exit_code = 5
+
+
+class OverLimitError(AutopeftError):
+    pass
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -148,6 +148,11 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 """The families whose adapters are tested, by the name of their config; hidden 32, 2 layers, tiny everywhere."""
 
 
+CAUSAL = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "mixtral")
+BIDIRECTIONAL = ("bert", "roberta", "distilbert", "electra", "albert", "deberta_v2", "modernbert", "mpnet")
+"""Families that read text; the rest reads pictures or sounds, or is an encoder and a decoder."""
+
+
 def tiny(family: str, **config: Any) -> PreTrainedModel:
     """The model without a head that `AutoModel` makes of a tiny config, seeded, in eval mode."""
     made = CONFIGS[family]()

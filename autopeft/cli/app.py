@@ -18,6 +18,14 @@ app = typer.Typer(
 )
 
 Budget = Annotated[str | None, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")]
+MaxTrained = Annotated[
+    str | None, typer.Option("--max-trained", help="Most trained parameters, in the forms of --budget.")
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option("--max-latency-overhead", help="Longest forward pass: 1.2 times the base model's, or 20% more."),
+]
+MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Most memory of one training: 8GB or 800MB.")]
 Model = Annotated[str | None, typer.Option("--model", help="Folder, hub id, or package:NAME.")]
 Data = Annotated[
     str | None, typer.Option("--data", help="JSONL, CSV, TSV or Parquet file, folder, or hub data set org/name:subset.")
@@ -57,11 +65,23 @@ def root(
 @app.command()
 def search(
     budget: Budget = None,
+    max_trained: MaxTrained = None,
+    max_latency_overhead: MaxLatency = None,
+    max_memory: MaxMemory = None,
     model: Model = None,
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="What proposes; see `autopeft ls samplers`. Or optuna:NAME.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="score, or pareto: the best score for every number of stored parameters.")
+    ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option("--baselines/--no-baselines", help="Published configurations at this budget as first trials."),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
@@ -91,11 +111,16 @@ def search(
 
     given = {
         "budget": budget,
+        "max_trained": max_trained,
+        "max_latency_overhead": max_latency_overhead,
+        "max_memory": max_memory,
         "model": model,
         "data": data,
         "recipe": recipe,
         "space": space,
         "sampler": sampler,
+        "objective": objective,
+        "baselines": baselines,
         "trials": trials,
         "time": time,
         "seed": seed,
@@ -126,6 +151,7 @@ def show(
     run: Run = None,
     model: Annotated[str | None, typer.Option("--model", help="Show a space as it is on this model.")] = None,
     budget: Budget = None,
+    max_trained: MaxTrained = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -137,7 +163,7 @@ def show(
     else:
         from autopeft.cli.shipped import show_shipped
 
-        _out(show_shipped(what, model, budget), as_json)
+        _out(show_shipped(what, model, budget, max_trained), as_json)
 
 
 @app.command("ls")
@@ -163,6 +189,9 @@ def list_(
 @app.command()
 def check(
     budget: Budget = None,
+    max_trained: MaxTrained = None,
+    max_latency_overhead: MaxLatency = None,
+    max_memory: MaxMemory = None,
     model: Model = None,
     data: Data = None,
     recipe: Recipe = None,
@@ -176,7 +205,12 @@ def check(
     from autopeft.cli.commands import run_check
 
     given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space}
-    _out(run_check({**given, "set": tuple(set_ or ())}, config), as_json)
+    limits = {
+        "max_trained": max_trained,
+        "max_latency_overhead": max_latency_overhead,
+        "max_memory": max_memory,
+    }
+    _out(run_check({**given, **limits, "set": tuple(set_ or ())}, config), as_json)
 
 
 @app.command()
@@ -216,6 +250,9 @@ def init(
 @app.command()
 def estimate(
     budget: Budget = None,
+    max_trained: MaxTrained = None,
+    max_latency_overhead: MaxLatency = None,
+    max_memory: MaxMemory = None,
     model: Model = None,
     data: Data = None,
     recipe: Recipe = None,
@@ -232,7 +269,12 @@ def estimate(
     from autopeft.cli.starting import run_estimate
 
     given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space, "trials": trials}
-    _out(run_estimate({**given, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
+    limits = {
+        "max_trained": max_trained,
+        "max_latency_overhead": max_latency_overhead,
+        "max_memory": max_memory,
+    }
+    _out(run_estimate({**given, **limits, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from autopeft.api import BEST_FOLDER, SearchResult, search_with
 from autopeft.cli.studies import best_lines, trial_data
 from autopeft.cli.text import big, share, table
 from autopeft.cli.views import LineView, LiveView
+from autopeft.engine.limits import Limits
 from autopeft.engine.models import find_model, load_anatomy, load_tokenizer
 from autopeft.errors import ConfigError, UsageError
 from autopeft.export.reading import read_spec
@@ -21,7 +22,9 @@ from autopeft.space.counting import count_parameters
 from autopeft.space.layer_map import layer_map
 from autopeft.space.search_space import Candidate, SearchSpace
 from autopeft.space.spec import load_space
+from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.planning import Task, bind_space, load_files, resolve_task
+from autopeft.study.record import pareto_front
 from autopeft.study.settings import SearchSettings, resolve_settings
 
 Report = tuple[str, Any]
@@ -49,6 +52,12 @@ def _outcome_text(result: SearchResult) -> str:
     view = result.outcome.view
     lines = best_lines(view, result.run)
     if result.best is not None:
+        if view.identity.objective == "pareto":
+            sizes = [trial.stored for trial in pareto_front(view.trials)]
+            lines.append(
+                f"front       {len(sizes)} trials from {sizes[0]:,} to {sizes[-1]:,} parameters: "
+                f"autopeft show pareto --run {result.run}"
+            )
         lines.append(f"saved in    {result.run / BEST_FOLDER} (spec, weights, model card)")
         lines.append(f"next        autopeft export --run {result.run} --out my-adapter")
     return "\n".join(lines)
@@ -76,14 +85,15 @@ def run_check(given: Mapping[str, Any], config: str | None) -> Report:
     settings = resolve_settings({**given, "budget": given.get("budget") or (None if config else "0.5%")}, config)
     problems: list[str] = []
     budget = _or_problem(problems, lambda: ParameterBudget.parse(settings.budget))
+    limits = _or_problem(problems, lambda: parse_limits(settings))
     files = _or_problem(problems, lambda: load_files(settings))
     task = _or_problem(problems, lambda: resolve_task(settings, files[0])) if files else None
     space = None
-    if budget and files and task:
-        space = _or_problem(problems, lambda: bind_space(files[1], task.anatomy, budget))
+    if budget and limits and files and task:
+        space = _or_problem(problems, lambda: bind_space(files[1], task.anatomy, budget, limits[0]))
     if problems or task is None or space is None:
         raise ConfigError(problems)
-    return _check_report(settings, task, space)
+    return _check_report(settings, task, space, limits[1])
 
 
 def _or_problem(problems: list[str], step: Any) -> Any:
@@ -94,7 +104,7 @@ def _or_problem(problems: list[str], step: Any) -> Any:
         return None
 
 
-def _check_report(settings: SearchSettings, task: Task, space: SearchSpace) -> Report:
+def _check_report(settings: SearchSettings, task: Task, space: SearchSpace, limits: Limits) -> Report:
     data, anatomy = task.data, task.anatomy
     tokenizer = load_tokenizer(task.model, find_model(task.model, task.revision, weights=False))
     train = data.splits["train"]
@@ -118,7 +128,7 @@ def _check_report(settings: SearchSettings, task: Task, space: SearchSpace) -> R
             "hash": data.content_hash,
         },
         "space": {"name": settings.space, "cardinality": space.cardinality, "notes": list(space.notes)},
-        "budget": {"given": settings.budget, "parameters": space.budget},
+        "budget": {"given": settings.budget, "parameters": space.budget, **limits_of_identity(space, limits)},
         "samples": samples,
     }
     budget = space.budget or 0
@@ -129,6 +139,7 @@ def _check_report(settings: SearchSettings, task: Task, space: SearchSpace) -> R
         f"space    {settings.space}: {big(space.cardinality)} architectures, {len(space.parameters)} dimensions",
         f"budget   {settings.budget} = {budget:,} stored parameters; smallest architecture "
         f"{min(c.stored for c in space.smallest_candidates):,}",
+        *(f"{name:<8} {value}" for name, value in limit_facts(space, limits)),
         "",
         _label_table(data.label_names, counts) if data.label_names else "labels are numbers (regression)",
         "",

@@ -26,7 +26,7 @@ def list_shipped(what: str | None) -> Report:
     return "\n\n".join(blocks), found[what] if what else found
 
 
-def show_shipped(what: Sequence[str], model: str | None, budget: str | None) -> Report:
+def show_shipped(what: Sequence[str], model: str | None, budget: str | None, max_trained: str | None) -> Report:
     """A space, recipe or module, whole, by its name or by kind and name; a space on a model also with its dimensions.
 
     Raises:
@@ -49,7 +49,7 @@ def show_shipped(what: Sequence[str], model: str | None, budget: str | None) -> 
         raise UnknownNameError("space, recipe or module", name, tuple({n for names in known.values() for n in names}))
     if candidates[0] == "module":
         return _module(name)
-    return _recipe(name) if candidates[0] == "recipe" else _space(name, model, budget)
+    return _recipe(name) if candidates[0] == "recipe" else _space(name, model, budget, max_trained)
 
 
 def json_schema_of(what: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _recipe(name: str) -> Report:
     return to_yaml(recipe).rstrip(), recipe.model_dump(mode="json")
 
 
-def _space(name: str, model: str | None, budget: str | None) -> Report:
+def _space(name: str, model: str | None, budget: str | None, max_trained: str | None) -> Report:
     from autopeft.space.spec import load_space
 
     spec = load_space(name)
@@ -158,7 +158,9 @@ def _space(name: str, model: str | None, budget: str | None) -> Report:
     from autopeft.space.search_space import SearchSpace
 
     anatomy = load_anatomy(model)
-    bound = SearchSpace(spec, anatomy, ParameterBudget.parse(budget or "0.5%").resolve(anatomy.n_parameters))
+    n_model = anatomy.n_parameters
+    trained = ParameterBudget.parse(max_trained, "max-trained").resolve(n_model) if max_trained else None
+    bound = SearchSpace(spec, anatomy, ParameterBudget.parse(budget or "0.5%").resolve(n_model), trained)
     rows = []
     for parameter in bound.parameters:
         d = parameter.domain
@@ -177,11 +179,14 @@ def space_figures(space: "SearchSpace", budget: str) -> tuple[list[str], dict[st
     if spec.published_size:
         lines.append(f"paper    {spec.published_size}")
     within = f"{100 * share.fraction:.4g}% of the points"
+    join = ": " if space.max_trained is None else " "
+    if space.max_trained is not None:
+        within = f"and {space.max_trained:,} trained ones: {within}"
     if share.points is not None:
-        lines.append(f"budget   {budget} = {space.budget:,} stored parameters: {within}, {big(share.points)}")
+        lines.append(f"budget   {budget} = {space.budget:,} stored parameters{join}{within}, {big(share.points)}")
     else:
         error = f"± {100 * share.standard_error:.2g} (sampled, seed 0)"
-        lines.append(f"budget   {budget} = {space.budget:,} stored parameters: {within} {error}")
+        lines.append(f"budget   {budget} = {space.budget:,} stored parameters{join}{within} {error}")
     if not share.fraction:
         lines.append(f"         {space.infeasible()}")
     named: dict[str, Any] = {}
@@ -192,12 +197,19 @@ def space_figures(space: "SearchSpace", budget: str) -> tuple[list[str], dict[st
             continue
         fits = "" if space.is_valid(point) else ", over the budget"
         of_model = 100 * point.stored / anatomy.n_parameters
-        lines.append(f"point    {name}: {point.stored:,} stored parameters ({of_model:.3g}%{fits})")
-        named[name] = {"stored": point.stored, "fits": space.is_valid(point), "params": dict(point.params)}
+        trains = "" if point.trained == point.stored else f", {point.trained:,} trained"
+        lines.append(f"point    {name}: {point.stored:,} stored parameters ({of_model:.3g}%{fits}){trains}")
+        named[name] = {
+            "stored": point.stored,
+            "trained": point.trained,
+            "fits": space.is_valid(point),
+            "params": dict(point.params),
+        }
     data = {
         "cardinality": space.cardinality,
         "published_size": spec.published_size,
         "budget_parameters": space.budget,
+        "max_trained": space.max_trained,
         "within_budget": {
             "fraction": share.fraction,
             "standard_error": share.standard_error,

@@ -57,6 +57,11 @@ data: {json.dumps(data)}
 # Most stored adapter parameters: 0.5% of the base model, 500k, 1.2M or 300000. Here: {bound.budget:,}
 budget: {json.dumps(budget)}
 
+# Second budgets: parameters that train, time of a forward pass, memory of a training (the last two are measured)
+# max_trained: 1M
+# max_latency_overhead: 20%
+# max_memory: 8GB
+
 # What may be varied (autopeft ls spaces): {spec.title or space}
 space: {json.dumps(space)}
 
@@ -109,6 +114,7 @@ def _probe(plan: Plan) -> dict[str, Any]:
     """One trial of at most two epochs on a median architecture, and what the recipe's epochs would take."""
     import numpy as np
 
+    from autopeft.engine.limits import NO_LIMITS
     from autopeft.engine.pool import Finished, Ready, WorkerPool, available_cores
     from autopeft.engine.training import TransformerBackend
 
@@ -119,7 +125,7 @@ def _probe(plan: Plan) -> dict[str, Any]:
     training = backend.recipe.training
     epochs = min(_SHORT_PROBE, training.epochs)
     recipe = backend.recipe.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
-    short, threads = replace(backend, recipe=recipe), max(1, available_cores() // plan.n_workers)
+    short, threads = replace(backend, recipe=recipe, limits=NO_LIMITS), max(1, available_cores() // plan.n_workers)
     start = time.monotonic()
     opened, facts, result = 0.0, {}, None
     with tempfile.TemporaryDirectory() as folder, WorkerPool(short, threads=threads) as pool:

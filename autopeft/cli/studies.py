@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.cli.text import duration, share, table
+from autopeft.engine.trial import OVER_A_LIMIT
 from autopeft.errors import UsageError
 from autopeft.space.layer_map import layer_map
 from autopeft.study.database import DATABASE_FILE
@@ -44,10 +45,13 @@ def study_status(run: str | None) -> Report:
     seconds = [t.result.seconds for t in view.trials if t.result]
     missing = max(0, view.identity.trials - states["complete"])
     left = _seconds_left(view, missing)
+    rejected = sum(t.result is not None and t.result.cause == OVER_A_LIMIT for t in view.trials)
+    of_these = f" ({rejected} of them rejected: over a limit)" if rejected else ""
     data = {
         "run": str(folder),
         "trials": view.identity.trials,
         **states,
+        "rejected": rejected,
         "searching": {"pid": owner.pid, "host": owner.host, "since": owner.started} if owner else None,
         "seconds_trained": round(sum(seconds), 1),
         "seconds_left": None if left is None else round(left, 1),
@@ -57,7 +61,8 @@ def study_status(run: str | None) -> Report:
     if not owner and missing:
         who += f"; go on with: autopeft search --config {folder / 'config.yaml'}"
     lines = [
-        f"{folder}: {states['complete']}/{view.identity.trials} trials complete, {states['failed']} failed, {who}",
+        f"{folder}: {states['complete']}/{view.identity.trials} trials complete, {states['failed']} failed{of_these}, "
+        f"{who}",
         f"trained {duration(sum(seconds))}" + (f", about {duration(left)} left" if left and missing else ""),
     ]
     return "\n".join([*lines, "", *best_lines(view, folder)]), data
@@ -69,7 +74,7 @@ def _seconds_left(view: StudyView, missing: int) -> float | None:
     if not recent:
         return None
     span = max(t.finished or 0.0 for t in recent) - min(t.started for t in recent)
-    return max(0.0, missing * span / len(recent))
+    return max(0.0, missing * span / max(1, sum(t.state == "complete" for t in recent)))
 
 
 def show_study(what: Sequence[str], run: str | None) -> Report:
@@ -162,28 +167,37 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
         )
     elif place > 1:
         unseen = "held out    only the best trial is scored on the held-out rows"
+    measured = []
+    if trial.result.latency_overhead is not None:
+        measured.append(f"forward pass {trial.result.latency_overhead:.2f} times the base model's")
+    if trial.result.training_memory_bytes is not None:
+        measured.append(f"{trial.result.training_memory_bytes / 1e6:,.0f} MB in training")
+    name = f" ({trial.baseline})" if trial.baseline else ""
     return [
-        f"trial {trial.number:<5} {metric} {trial.score:.4f} on validation, place {place} of {complete}",
+        f"trial {trial.number:<5} {metric} {trial.score:.4f} on validation, place {place} of {complete}{name}",
         unseen,
         f"parameters  {trial.stored:,} stored{of_model}, {share(trial.stored, view.identity.budget_parameters)} of the "
         f"budget; {trial.result.trained:,} trained; head {trial.result.head:,} apart",
         "layers      " + "; ".join(layer_map(trial.architecture)),
         f"training    {training or 'as in the recipe'}; best epoch {trial.result.best_epoch} of "
         f"{len(trial.result.epochs)}; {trial.result.seconds:.1f} s",
+        *([f"measured    {'; '.join(measured)}"] if measured else []),
     ]
 
 
 def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
     rows = []
+    named = any(trial.baseline for trial in trials)
     for trial in trials:
         score = "" if trial.score is None else f"{trial.score:.4f}"
         seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
         note = trial.result.cause or "" if trial.result else ""
         state = f"{trial.state} {note}".strip()
-        rows.append(
-            (str(trial.number), state, score, f"{trial.stored:,}", seconds, "; ".join(layer_map(trial.architecture)))
-        )
-    return table(("trial", "state", view.identity.metric.value, "parameters", "seconds", "architecture"), rows)
+        layers = "; ".join(layer_map(trial.architecture))
+        name = [trial.baseline or ""] if named else []
+        rows.append((str(trial.number), state, score, f"{trial.stored:,}", seconds, *name, layers))
+    header = ("trial", "state", view.identity.metric.value, "parameters", "seconds", *(["baseline"] if named else []))
+    return table((*header, "architecture"), rows)
 
 
 def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
@@ -204,6 +218,7 @@ def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
         "architecture": trial.architecture.to_json(),
         "layers": list(layer_map(trial.architecture)),
         "retry_of": trial.retry_of,
+        "baseline": trial.baseline,
         "result": trial.result.to_json() if trial.result else None,
         "held_out": held_out if of_this else None,
     }

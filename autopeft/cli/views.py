@@ -67,7 +67,7 @@ class Progress:
         seconds = [trial.result.seconds for trial in self.trials.values() if trial.result]
         if self.plan is None or not seconds:
             return None
-        mean = sum(seconds) / len(seconds)
+        mean = sum(seconds) / max(1, len(self.complete))  # failed and rejected trials take time too
         missing = max(0, self.plan.n_trials - len(self.complete))
         workers = self.plan.n_workers
         under_way = sum(min(mean, self.clock() - began) for began in self.began.values())
@@ -90,11 +90,12 @@ def opening(event: Began) -> list[str]:
     left = f", about {progress.eta} left" if known else ", time left after the first trial"
     limit = f", at most {plan.settings.time}" if plan.settings.time else ""
     anatomy = plan.space.anatomy
+    objective = ", score and stored parameters" if plan.settings.objective == "pareto" else ""
     lines = [f"run folder {plan.run} ({state}): {plan.n_trials} trials{limit}{left}"]
     lines += [f"{name:<8} {value}" for name, value in plan.facts]
     lines += [
         f"{'space':<8} {plan.settings.space}: {big(plan.space.cardinality)} architectures, "
-        f"{len(plan.space.parameters)} dimensions; sampler {plan.settings.sampler}",
+        f"{len(plan.space.parameters)} dimensions; sampler {plan.settings.sampler}{objective}",
         f"{'budget':<8} {plan.budget.text} = {plan.budget_parameters:,} stored parameters of "
         f"{anatomy.n_parameters:,}, task head apart",
     ]
@@ -238,4 +239,5 @@ def summary(trial: TrialRecord) -> str:
     """The architecture in one line."""
     rate = dict(trial.training).get("learning_rate")
     training = f"lr={rate:.2g}  " if isinstance(rate, float) else ""
-    return training + "; ".join(layer_map(trial.architecture))
+    name = f"[{trial.baseline}]  " if trial.baseline else ""
+    return name + training + "; ".join(layer_map(trial.architecture))

@@ -3,13 +3,15 @@
 Whatever the command line gives (`--model`, `--data`) stands over the recipe, so both may be left open here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autopeft.config import Frozen, load
+from autopeft.errors import did_you_mean
 from autopeft.resources import find_yaml
+from autopeft.space.modules import MODULES
 
 __all__ = ["ModelSpec", "SplitNames", "TaskSpec", "TrainingSpec", "TrialRecipe", "load_recipe"]
 
@@ -89,6 +91,15 @@ class TaskSpec(Frozen):
         return self
 
 
+class ModuleTraining(Frozen):
+    """What the modules of one kind have of their own; left out: as all others."""
+
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    """Their peak learning rate, in place of `training.learning_rate`."""
+    weight_decay: float | None = Field(default=None, ge=0, le=10)
+    """Their decay, in place of `training.weight_decay`."""
+
+
 class TrainingSpec(Frozen):
     """How one architecture is trained; the search may vary whatever the search space names."""
 
@@ -108,6 +119,8 @@ class TrainingSpec(Frozen):
     """Share of all steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=10)
     """AdamW's decay of adapter and head weights; biases and norms are spared."""
+    modules: Mapping[str, ModuleTraining] = Field(default_factory=dict)
+    """Kind of module → its own learning rate and decay: `{prefix: {learning_rate: 1.0e-2}}`."""
     max_length: int = Field(default=128, ge=8, le=1_000_000)
     """Tokens of a text or pair; longer ones are cut."""
     patience: int | None = Field(default=None, ge=1)
@@ -118,6 +131,29 @@ class TrainingSpec(Frozen):
     """Dropout within the adapters; the frozen model has none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen model; adapters stay in float32. `auto`: bfloat16 on GPUs that have it, else float32."""
+
+    @field_validator("modules")
+    @classmethod
+    def _known_kinds(cls, value: Mapping[str, ModuleTraining]) -> Mapping[str, ModuleTraining]:
+        for kind in value:
+            if kind not in MODULES:
+                raise ValueError(f"unknown module '{kind}'.{did_you_mean(kind, MODULES)} Known: {', '.join(MODULES)}")
+        return value
+
+    def with_changes(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """All fields as data, with these in their place; `modules.lora.learning_rate` is one of a kind's own."""
+        data = self.content()
+        for name, value in changes.items():
+            inside, *path = name.split(".")
+            if path and inside == "modules" and len(path) == 2:
+                data.setdefault("modules", {}).setdefault(path[0], {})[path[1]] = value
+            else:
+                data[name] = value
+        return data
+
+    def content(self) -> dict[str, Any]:
+        """What a study's identity hangs on; as before there were modules with settings of their own, without any."""
+        return self.model_dump(mode="json", exclude=None if self.modules else {"modules"})
 
 
 class TrialRecipe(Frozen):

@@ -19,14 +19,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
-from autopeft.errors import AutopeftError, ModelError
+from autopeft.errors import AutopeftError, ModelError, OverLimitError
 from autopeft.resources import atomic_write
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Architecture, Placement
 from autopeft.space.counting import count_parameters
 from autopeft.space.modules import Scalar
 
-Failure = Literal["raise", "nan", "memory", "abort", "exit", "kill", "hang"]
+Failure = Literal["raise", "nan", "memory", "abort", "exit", "kill", "hang", "limit"]
 
 WEIGHTS_FILE = "toy.json"
 METRIC = "accuracy"
@@ -40,7 +40,7 @@ class ToyBackend:
     epochs: int = 2
     failures: Mapping[int, Failure] = field(default_factory=dict)
     """How trials end before their time, by number: they raise, meet a NaN, want memory, call `os.abort` or `sys.exit`,
-    kill their process, or hang; each after its first epoch."""
+    kill their process, hang, or are told to be over a limit; each after its first epoch."""
     noise: float = 0.01
     """Standard deviation of the score between seeds."""
     anatomy: Anatomy | None = None
@@ -155,6 +155,8 @@ def _fail(failure: Failure) -> None:
             sys.exit(3)
         case "kill":
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        case "limit":
+            raise OverLimitError("it is told to be over a limit")
         case "hang":
             threading.Event().wait()
     raise AutopeftError(f"unknown failure {failure!r}")

@@ -29,12 +29,15 @@ from autopeft.engine.classifier import (
     save_adapter,
 )
 from autopeft.engine.data import TaskData
+from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.recipe import TrainingSpec, TrialRecipe
+from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
+from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 
 INTERVAL_SEED = 0
@@ -55,13 +58,14 @@ class TransformerBackend:
     recipe: TrialRecipe
     """Its model is not looked at."""
     data: TaskData
+    limits: Limits = NO_LIMITS
     cache: CacheMemory = DEFAULT_CACHE
     """For what the frozen part of the model gives."""
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.cache)
+        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache)
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -86,7 +90,7 @@ class TransformerBackend:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.cache)
+        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, self.cache)
 
 
 class TransformerTrainer:
@@ -98,11 +102,13 @@ class TransformerTrainer:
         recipe: TrialRecipe,
         splits: Mapping[str, TokenisedSplit],
         n_outputs: int,
-        cache: CacheMemory,
+        limits: Limits = NO_LIMITS,
+        cache: CacheMemory = DEFAULT_CACHE,
     ) -> None:
         self._base = base
         self._recipe = recipe
         self._splits = splits
+        self._limits = limits
         self._metrics = metric_names(recipe, n_outputs)
         searched = {name: splits[name] for name in ("train", "validation")}
         self._reuse = FrozenPartReuse(base.model, searched, base.device, cache)
@@ -127,6 +133,7 @@ class TransformerTrainer:
             NotFiniteError: the loss or a metric is NaN or infinite.
             ConfigError: `job.training` has fields that the recipe does not have, or that trials share.
             UnknownSiteError: the model has no place for a placement.
+            OverLimitError: the architecture is too slow or takes too much memory; it was not trained.
         """
         start = time.monotonic()
         spec = training_of(self._recipe, job)
@@ -134,6 +141,7 @@ class TransformerTrainer:
             torch.cuda.reset_peak_memory_stats(self._base.device)
         try:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
+                overhead, memory = self._gauge(adapted, spec)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
                     best, records = self._fit(adapted, forward, spec, job.seed, start, on_epoch)
                 save_adapter(adapted, job.folder)
@@ -151,7 +159,32 @@ class TransformerTrainer:
             head=count.head,
             seconds=time.monotonic() - start,
             peak_memory_bytes=self._peak_memory(),
+            latency_overhead=overhead,
+            training_memory_bytes=memory,
         )
+
+    def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+        """What is limited, measured: (latency overhead, bytes of training).
+
+        Raises:
+            OverLimitError: it is over its limit.
+        """
+        overhead = memory = None
+        if self._limits.latency_overhead is not None:
+            typical = typical_batch(self._splits["validation"])
+            overhead = latency_overhead(
+                lambda: self._forward(adapted, typical), adapted.disable_adapter, self._base.device
+            )
+            refuse_over_limit(self._limits, overhead, None)
+        if self._limits.memory_bytes is not None:
+            batch = longest_batch(self._splits["train"], spec.batch_size)
+            let_adapters_drop(adapted)
+            memory = training_memory(
+                adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
+            )
+            adapted.eval()
+            refuse_over_limit(self._limits, None, memory)
+        return overhead, memory
 
     def evaluate(self, job: TrialJob, split: str) -> Evaluation:
         """
@@ -256,7 +289,7 @@ def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
     """
     problems = [f"training.{name}: is the same for all trials" for name, _ in job.training if name in SHARED]
     try:
-        spec = TrainingSpec.model_validate({**recipe.training.model_dump(), **dict(job.training)})
+        spec = TrainingSpec.model_validate(recipe.training.with_changes(dict(job.training)))
     except ValidationError as error:
         problems += [f"training.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if problems:
@@ -283,12 +316,16 @@ _LORA_B = ".autopeft_lora_B."
 def parameter_groups(adapted: nn.Module, spec: TrainingSpec) -> list[dict[str, Any]]:
     """What trains, in groups for AdamW, each with its `peak` learning rate; vectors (biases, norms) do not decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    kinds = kinds_of_parameters(adapted) if spec.modules else {}
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
-            peak = (spec.head_learning_rate if is_of_head(name) else None) or spec.learning_rate
+            own = spec.modules.get(kinds.get(parameter, ""), ModuleTraining())
+            its_rate = spec.head_learning_rate if is_of_head(name) else own.learning_rate
+            peak = spec.learning_rate if its_rate is None else its_rate
             if _LORA_B in name:
                 peak *= spec.lora_plus_ratio
-            decay = spec.weight_decay if parameter.dim() >= 2 else 0.0
+            its_decay = spec.weight_decay if own.weight_decay is None else own.weight_decay
+            decay = its_decay if parameter.dim() >= 2 else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     return [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in groups.items()]
 

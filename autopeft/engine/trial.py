@@ -22,7 +22,9 @@ RESULT_FILE = "result.json"
 
 FORMAT_VERSION = 1
 
-Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory"]
+Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory", "over a limit"]
+"""`over a limit`: rejected before it was trained, by `--max-latency-overhead` or `--max-memory`."""
+OVER_A_LIMIT: Cause = "over a limit"
 State = Literal["complete", "failed"]
 
 
@@ -111,6 +113,10 @@ class TrialResult:
     cause: Cause | None = None
     error: str | None = None
     """One line."""
+    latency_overhead: float | None = None
+    """Time of a forward pass over the base model's, measured before training where it is limited."""
+    training_memory_bytes: int | None = None
+    """Of a training step at its peak, measured before training where it is limited."""
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -148,7 +154,7 @@ class TrialResult:
         """
         if not isinstance(data, Mapping) or data.get("version") != FORMAT_VERSION:
             raise ValueError(f"version must be {FORMAT_VERSION}")
-        values = {name: value for name, value in data.items() if name != "version"}
+        values = {**_LATER_FIELDS, **{name: value for name, value in data.items() if name != "version"}}
         _check(values, _RESULT_FIELDS)
         if values["state"] not in get_args(State) or values["cause"] not in {*get_args(Cause), None}:
             raise ValueError("'state' or 'cause' is not a known word")
@@ -239,7 +245,11 @@ _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "peak_memory_bytes": (int, _NONE),
     "cause": (str, _NONE),
     "error": (str, _NONE),
+    "latency_overhead": (*_NUMBER, _NONE),
+    "training_memory_bytes": (int, _NONE),
 }
+_LATER_FIELDS: Mapping[str, None] = {"latency_overhead": None, "training_memory_bytes": None}
+"""Results that were written before there were limits do not have them."""
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from autopeft.engine.messages import CannotGoOn, EpochDone, Evaluate, EvaluationDone, Message, Opened, Order, TrialDone
 from autopeft.engine.trial import (
+    OVER_A_LIMIT,
     RESULT_FILE,
     Backend,
     Cause,
@@ -32,7 +33,7 @@ from autopeft.engine.trial import (
     TrialResult,
     write_result,
 )
-from autopeft.errors import AutopeftError, EnvironmentProblem
+from autopeft.errors import AutopeftError, EnvironmentProblem, OverLimitError
 
 
 def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> None:
@@ -122,6 +123,8 @@ def classify(error: BaseException) -> Cause:
     """The cause of failure that an exception stands for."""
     if isinstance(error, NotFiniteError):
         return "not finite"
+    if isinstance(error, OverLimitError):
+        return OVER_A_LIMIT
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory"
     # A CPU tensor that does not fit is a plain RuntimeError in torch.

@@ -171,3 +171,15 @@ class AdaptedOutput(nn.Module, HybridLayer):
         base.weight.data.copy_(weight.T if hasattr(base, "nf") else weight)
         if bias is not None:
             base.bias.data.copy_(bias)
+
+
+def kinds_of_parameters(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Every adapter parameter in a model → the kind of module that it belongs to."""
+    found: dict[nn.Parameter, str] = {}
+    for layer in (module for module in model.modules() if isinstance(module, HybridLayer)):
+        for adapter in layer.parts:
+            for part, own in layer.own(adapter):
+                for value in own.values():
+                    parameters = value.parameters() if isinstance(value, nn.Module) else (value,)
+                    found |= dict.fromkeys(parameters, part.kind)
+    return found

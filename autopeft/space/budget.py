@@ -1,4 +1,4 @@
-"""A budget of stored adapter parameters, as users write it: `0.5%`, `500k`, `1.2M`, `300000`."""
+"""A budget of adapter parameters, as users write it: `0.5%`, `500k`, `1.2M`, `300000`."""
 
 import math
 import re
@@ -12,37 +12,39 @@ _PATTERN = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?)(?P<unit>%|k|M|)
 
 @dataclass(frozen=True)
 class ParameterBudget:
-    """An upper bound on stored adapter parameters; the task head is apart."""
+    """An upper bound on stored (or trained) adapter parameters; the task head is apart."""
 
     text: str
     """As the user wrote it."""
     fraction: float | None
     """Of the base model's parameters, where the budget was given in per cent."""
     parameters: int | None
+    option: str = "budget"
+    """Where it was given; errors name it."""
 
     @classmethod
-    def parse(cls, text: str) -> "ParameterBudget":
+    def parse(cls, text: str, option: str = "budget") -> "ParameterBudget":
         """
         Raises:
             BudgetError: not one of the allowed forms, zero, or over 100 %.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
-            raise BudgetError(f"--budget: {text[:40]!r} is not a budget. Allowed: {_FORMS}")
+            raise BudgetError(f"--{option}: {text[:40]!r} is not a budget. Allowed: {_FORMS}")
         number, unit = float(match["number"]), match["unit"]
         if unit == "%":
             if not 0 < number <= 100:
-                raise BudgetError(f"--budget: a percentage must be above 0% and at most 100%, got {text!r}")
-            return cls(text, number / 100, None)
+                raise BudgetError(f"--{option}: a percentage must be above 0% and at most 100%, got {text!r}")
+            return cls(text, number / 100, None, option)
         parameters = number * {"k": 1_000, "M": 1_000_000, "": 1}[unit]
         if unit == "" and "." in text:
-            raise BudgetError(f"--budget: {text!r} is not a whole number of parameters. Allowed: {_FORMS}")
+            raise BudgetError(f"--{option}: {text!r} is not a whole number of parameters. Allowed: {_FORMS}")
         if parameters < 1:
-            raise BudgetError(f"--budget: must be at least 1 parameter, got {text!r}")
-        return cls(text, None, math.floor(parameters + 1e-6))
+            raise BudgetError(f"--{option}: must be at least 1 parameter, got {text!r}")
+        return cls(text, None, math.floor(parameters + 1e-6), option)
 
     def resolve(self, n_model_parameters: int) -> int:
-        """The most stored parameters an architecture may have on a model of this size.
+        """The most parameters an architecture may have on a model of this size.
 
         Raises:
             BudgetError: more parameters than the base model has.
@@ -52,6 +54,6 @@ class ParameterBudget:
         assert self.parameters is not None
         if self.parameters > n_model_parameters:
             raise BudgetError(
-                f"--budget: {self.text} is over 100 % of the base model ({n_model_parameters:,} parameters)"
+                f"--{self.option}: {self.text} is over 100 % of the base model ({n_model_parameters:,} parameters)"
             )
         return self.parameters

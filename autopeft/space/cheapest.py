@@ -106,5 +106,5 @@ def first_switches(tables: Tables, entry: Entry, placed: Placed, row: Row) -> Ma
     return params
 
 
-def _cost(row: Row) -> int:
-    return row.stored
+def _cost(row: Row) -> tuple[int, int]:
+    return row.stored, row.trained

@@ -22,7 +22,7 @@ from autopeft.space.choices import (
 from autopeft.space.groups import group_of_layers, groups_of_lists
 from autopeft.space.modules import MODULES, WITHOUT_GATE, Scalar
 from autopeft.space.parameters import Choices, Domain, Interval, Parameter
-from autopeft.space.spec import Condition, ModuleSpec, SpaceSpec
+from autopeft.space.spec import TRAINING_FIELDS, Condition, ModuleSpec, SpaceSpec
 from autopeft.space.units import FUSED, Entry, EntryDepth, Position, Structure, Unit, switch_name
 
 
@@ -77,6 +77,7 @@ def compile_space(spec: SpaceSpec, anatomy: Anatomy) -> Structure:
         raise ConfigError([f"search space '{spec.title}': nothing of it can stand in a {anatomy.model_type} model"])
     for setting, choice in spec.training.items():
         parameters.append(Parameter(str(setting), _domain(choice, ordered=True), is_training=True))
+    parameters += _own_training(spec, units)
     fills = any(isinstance(size, str) for unit in units for entry in unit.entries for size in entry.sizes)
     used = {entry.depth.name for unit in units for entry in unit.entries if entry.depth}
     kept = [p for p in parameters if not p.name.endswith(".depth") or p.name in used]
@@ -84,6 +85,36 @@ def compile_space(spec: SpaceSpec, anatomy: Anatomy) -> Structure:
     return Structure(
         tuple(kept), units, tuple(compiling.constants), exclude, tuple(dict.fromkeys(notes)), fills, mask
     )  # fmt: skip
+
+
+def _own_training(spec: SpaceSpec, units: tuple[Unit, ...]) -> Iterator[Parameter]:
+    """Training settings of single kinds of modules, active while some module of the kind is on."""
+    for name, module in spec.modules.items():
+        kind = spec.kind_of(name)
+        entries = [(unit, entry) for unit in units for entry in unit.entries if entry.kind == kind]
+        for setting in TRAINING_FIELDS if entries else ():
+            choice = getattr(module, setting)
+            if choice is not None:
+                yield Parameter(
+                    f"{name}.{setting}",
+                    _domain(choice, ordered=True),
+                    is_training=True,
+                    setting=f"modules.{kind}.{setting}",
+                    any_of=_while_on(entries),
+                )
+
+
+def _while_on(entries: list[tuple[Unit, Entry]]) -> tuple[tuple[str, frozenset[Scalar]], ...]:
+    """Conditions of which one holds while one of the entries is on; none where one always is."""
+    conditions: dict[tuple[str, frozenset[Scalar]], None] = {}
+    for unit, entry in entries:
+        if entry.size_parameter:
+            conditions[entry.size_name, frozenset(size for size in entry.sizes if size != 0)] = None
+        elif entry.sizes[0] != 0:
+            if unit.tuned_name is None:
+                return ()
+            conditions[unit.tuned_name, frozenset((True,))] = None
+    return tuple(conditions)
 
 
 def layer_groups(spec: SpaceSpec, anatomy: Anatomy, n_groups: int, pattern: str) -> dict[Position, int]:

@@ -6,7 +6,7 @@ the wanted distribution.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,29 @@ _KEPT_STATES = 32
 Vector = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """The most stored and trained parameters, and how much each counts in the one cost that tables are summed by."""
+
+    stored: int
+    trained: int | None = None
+    weights: tuple[int, int] = (1, 0)
+    """Not both 0. A point within both bounds has a cost of at most 1 whatever they are."""
+
+    def admit(self, row: Row) -> bool:
+        return row.stored <= self.stored and (self.trained is None or row.trained <= self.trained)
+
+    def steps(self, row: Row, n_steps: int) -> int:
+        """The row's cost, rounded down to one of `n_steps` parts of the bound."""
+        by_stored, by_trained = self.weights
+        if not by_trained or self.trained is None:
+            return row.stored * n_steps // self.stored
+        if not by_stored:
+            return row.trained * n_steps // self.trained
+        cost = by_stored * row.stored * self.trained + by_trained * row.trained * self.stored
+        return cost * n_steps // ((by_stored + by_trained) * self.stored * self.trained)
+
+
 @dataclass
 class _Leaf:
     """One entry's rows by their rounded costs."""
@@ -40,13 +63,13 @@ class _Leaf:
     cumulative: list[Vector]
 
     @classmethod
-    def of(cls, placed: Placed, budget: int, n_steps: int, measure: Measure) -> "_Leaf":
+    def of(cls, placed: Placed, bounds: Bounds, n_steps: int, measure: Measure) -> "_Leaf":
         total = sum(row.points for row in placed.rows)
         found: dict[int, list[tuple[Row, float]]] = {}
         for row in placed.rows:
-            if row.stored <= budget:
+            if bounds.admit(row):
                 weight = row.prior if measure == "prior" else row.points / total
-                found.setdefault(row.stored * n_steps // budget, []).append((row, weight))
+                found.setdefault(bounds.steps(row, n_steps), []).append((row, weight))
         bins = sorted(found)
         cumulative = [np.cumsum([weight for _, weight in found[b]]) for b in bins]
         weights = np.array([float(c[-1]) for c in cumulative])
@@ -127,9 +150,9 @@ class _Drawn:
 
 
 class FeasibleSet:
-    """The points of a space that fit into a budget, as far as rounding and constraints within units tell."""
+    """The points of a space that fit into its budgets, as far as rounding and constraints within units tell."""
 
-    def __init__(self, tables: Tables, budget: int, measure: Measure) -> None:
+    def __init__(self, tables: Tables, bounds: Bounds, measure: Measure) -> None:
         """
         Raises:
             TooManyError: the space has too many states or rows.
@@ -138,8 +161,8 @@ class FeasibleSet:
         n_states = tables.n_states()
         if n_states > _MAX_STATES or n_states * n_entries > _MAX_TABLES:
             raise TooManyError("too many states for a table")
-        self.budget, self.measure, self._layout = budget, measure, tables.layout
-        self.n_steps = max(256, min(_STEPS_PER_ENTRY * n_entries, _MAX_NUMBERS // max(1, n_entries), budget))
+        self.bounds, self.measure, self._layout = bounds, measure, tables.layout
+        self.n_steps = max(256, min(_STEPS_PER_ENTRY * n_entries, _MAX_NUMBERS // max(1, n_entries), bounds.stored))
         self.states = tuple(tables.states())
         self._leaves: dict[tuple[object, ...], _Leaf] = {}
         self._sums: dict[int, _Sum] = {}
@@ -203,8 +226,27 @@ class FeasibleSet:
     def _leaf(self, placed: Placed) -> _Leaf:
         key = (placed.entry.index, placed.counts, placed.positions)
         if key not in self._leaves:
-            self._leaves[key] = _Leaf.of(placed, self.budget, self.n_steps, self.measure)
+            self._leaves[key] = _Leaf.of(placed, self.bounds, self.n_steps, self.measure)
         return self._leaves[key]
+
+
+def tightest(tables: Tables, bounds: Bounds, measure: Measure) -> FeasibleSet:
+    """The set by that cost which leaves the fewest points over that do not fit.
+
+    Raises:
+        TooManyError: the space has too many states or rows.
+    """
+    if bounds.trained is None:
+        return FeasibleSet(tables, bounds, measure)
+    if not _tell_apart(tables):
+        return FeasibleSet(tables, Bounds(min(bounds.stored, bounds.trained)), measure)
+    sets = [FeasibleSet(tables, replace(bounds, weights=weights), measure) for weights in ((1, 0), (0, 1), (1, 1))]
+    return min(sets, key=lambda one: float(one.weights.sum()))
+
+
+def _tell_apart(tables: Tables) -> bool:
+    """Whether some module trains another number of parameters than it stores."""
+    return any(row.stored != row.trained for state in tables.states() for _, p in state.placed for row in p.rows)
 
 
 def _raw_points(state: State) -> int:
@@ -231,11 +273,12 @@ def _switches(names: "dict[tuple[str, int], str]", n_on: int, rng: np.random.Gen
     return {name: name in on for name in order}
 
 
-def share_within(tables: Tables, budget: int, max_terms: int = 3_000_000) -> int | None:
-    """Points within the budget that hold a module and keep the constraints; None where they are too many to add up."""
+def share_within(tables: Tables, bounds: Bounds, max_terms: int = 3_000_000) -> int | None:
+    """Points within the bounds that hold a module and keep the constraints; None where they are too many to add up."""
     terms = found = 0
-    if tables.n_states() > _MAX_STATES:
+    if tables.n_states() > _MAX_STATES or (bounds.trained is not None and _tell_apart(tables)):
         return None
+    budget = bounds.stored if bounds.trained is None else min(bounds.stored, bounds.trained)
     for state in tables.states():
         sums: dict[int, int] = {0: 1}
         empty = 1

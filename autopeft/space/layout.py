@@ -4,8 +4,10 @@ Layers that are alike cost the same, so that the cost of an entry hangs on how m
 computed once for each (counts, settings) and looked up after that.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from autopeft.space.anatomy import Anatomy, Layer
 from autopeft.space.choices import FILL, share_of
@@ -19,6 +21,17 @@ Counts = tuple[int, ...]
 """Number of layers of each type."""
 
 
+class Cost(NamedTuple):
+    """What modules add to a model; a size that fills the budget is taken as 1."""
+
+    stored: int
+    n_placements: int
+    trained: int
+
+
+NOTHING = Cost(0, 0, 0)
+
+
 @dataclass
 class Layout:
     """Positions and costs. `budget` is what shares are taken of."""
@@ -30,8 +43,8 @@ class Layout:
     _groups: dict[tuple[int, str], dict[Position, int]] = field(default_factory=dict)
     _positions: dict[tuple[str, int, str], tuple[Position, ...]] = field(default_factory=dict)
     _plain: dict[tuple[str, int, str], Counts] = field(default_factory=dict)
-    _costs: dict[int, dict[tuple[object, ...], tuple[int, int]]] = field(default_factory=dict)
-    _cells: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
+    _costs: defaultdict[int, dict[tuple[object, ...], Cost]] = field(default_factory=lambda: defaultdict(dict))
+    _cells: dict[tuple[object, ...], Cost] = field(default_factory=dict)
 
     # ---- positions
 
@@ -84,6 +97,10 @@ class Layout:
         value = self.structure.value
         return int(value("groups", active)), str(value("pattern", active))
 
+    def type_of(self, position: Position) -> int:
+        """The number of the layer's type."""
+        return self._type_of[position]
+
     def tally(self, positions: tuple[Position, ...]) -> Counts:
         counts = [0] * len(self.types)
         for at in positions:
@@ -92,44 +109,47 @@ class Layout:
 
     # ---- costs
 
-    def measure(self, active: Params) -> tuple[int, int]:
-        """(least stored parameters, placements) of a point; a size that fills the budget is taken as 1."""
-        grouping = self.grouping(active)
-        is_masked = bool(self.structure.mask)
-        stored = n_placements = 0
+    def measure(self, active: Params) -> Cost:
+        """What a point adds to the model at least."""
+        grouping, get = self.grouping(active), active.get
+        stored = n_placements = trained = 0
         for unit in self.structure.in_force(active):
-            shared: Counts | None = None
+            whole = self._plain.get((unit.name, *grouping)) or self._whole(unit, grouping)
             for entry in unit.entries:
-                if entry.depth is not None or entry.mask:
-                    counts = self.tally(self.positions(unit, entry, active))
-                else:
-                    if shared is None:
-                        shared = self._shared(unit, entry, grouping, active, is_masked)
-                    counts = shared
-                key = (counts, *map(active.get, entry.counted_names))
-                known = self._costs.setdefault(entry.index, {})
-                found = known.get(key)
+                # What `entry_at` does, without its call where the cost is known: counting is done very often.
+                found = None
+                if entry.is_everywhere and not self.structure.mask:
+                    found = self._costs[entry.index].get((whole, *map(get, entry.counted_names)))
                 if found is None:
-                    found = known[key] = self.entry_cost(entry, counts, key[1:])
+                    found = self.entry_at(unit, entry, grouping, active)
                 stored += found[0]
                 n_placements += found[1]
-        return stored, n_placements
+                trained += found[2]
+        return Cost(stored, n_placements, trained)
 
-    def _shared(self, unit: Unit, entry: Entry, grouping: tuple[int, str], active: Params, is_masked: bool) -> Counts:
-        if is_masked:
-            return self.tally(self.positions(unit, entry, active))
-        key = (unit.name, *grouping)
-        counts = self._plain.get(key)
-        if counts is None:
-            counts = self._plain[key] = self.tally(self.unit_positions(unit, *grouping))
+    def entry_at(self, unit: Unit, entry: Entry, grouping: tuple[int, str], active: Params) -> Cost:
+        """What an entry of a unit in force adds at least."""
+        if entry.is_everywhere and not self.structure.mask:
+            counts = self._plain.get((unit.name, *grouping)) or self._whole(unit, grouping)
+        else:
+            counts = self.tally(self.positions(unit, entry, active))
+        key = (counts, *map(active.get, entry.counted_names))
+        known = self._costs[entry.index]
+        found = known.get(key)
+        if found is None:
+            found = known[key] = self.entry_cost(entry, counts, key[1:])
+        return found
+
+    def _whole(self, unit: Unit, grouping: tuple[int, str]) -> Counts:
+        counts = self._plain[(unit.name, *grouping)] = self.tally(self.unit_positions(unit, *grouping))
         return counts
 
-    def entry_cost(self, entry: Entry, counts: Counts, values: tuple[object, ...]) -> tuple[int, int]:
-        """(least stored parameters, placements) of an entry; `values` belong to `entry.counted_names`."""
+    def entry_cost(self, entry: Entry, counts: Counts, values: tuple[object, ...]) -> Cost:
+        """What an entry adds at least in so many layers; `values` belong to `entry.counted_names`."""
         settings = self.settings(entry, values)
         size = settings["size"]
         if size == 0:
-            return 0, 0
+            return NOTHING
         whole = 1 if size == FILL else self.share_size(entry, counts, settings) if isinstance(size, str) else int(size)
         return self._sum(entry, counts, settings, whole)
 
@@ -143,30 +163,29 @@ class Layout:
         share = share_of(settings["size"])
         assert share is not None
         assert self.budget is not None
-        least, _ = self._sum(entry, counts, settings, 1)
-        step = self._sum(entry, counts, settings, 2)[0] - least
+        least = self._sum(entry, counts, settings, 1).stored
+        step = self._sum(entry, counts, settings, 2).stored - least
         spare = int(share * self.budget + 1e-6) - least
         return 1 + max(0, spare // step) if step else 1
 
-    def _sum(self, entry: Entry, counts: Counts, settings: dict[str, Scalar], size: int) -> tuple[int, int]:
-        stored = n_placements = 0
+    def _sum(self, entry: Entry, counts: Counts, settings: dict[str, Scalar], size: int) -> Cost:
+        total = NOTHING
         for number, n_layers in enumerate(counts):
             if n_layers:
-                cost, n = self._cell(entry, number, settings, size)
-                stored += n_layers * cost
-                n_placements += n_layers * n
-        return stored, n_placements
+                cell = self._cell(entry, number, settings, size)
+                total = Cost(*(sum_ + n_layers * one for sum_, one in zip(total, cell, strict=True)))
+        return total
 
-    def _cell(self, entry: Entry, number: int, settings: dict[str, Scalar], size: int) -> tuple[int, int]:
-        """(stored parameters, placements) of the entry in one layer of a type."""
+    def _cell(self, entry: Entry, number: int, settings: dict[str, Scalar], size: int) -> Cost:
+        """What the entry adds to one layer of a type."""
         kind = MODULES[entry.kind]
-        options = {name: option.default for name, option in kind.options.items()}
-        options |= {name: kind.options[name].canonical(settings[name]) for name in entry.options}
+        options = entry.all_options(settings)
         key = (entry.index, number, settings["roles"], size, tuple(options.items()))
         found = self._cells.get(key)
         if found is None:
             layer = self.types[number]
             roles = entry.roles_at(layer, settings["roles"])
-            found = (sum(kind.count(layer, role, size, options) for role in roles), len(roles))
-            self._cells[key] = found
+            stored = sum(kind.count(layer, role, size, options) for role in roles)
+            trained = sum(kind.count_trained(layer, role, size, options) for role in roles)
+            found = self._cells[key] = Cost(stored, len(roles), trained)
         return found

@@ -49,8 +49,8 @@ def forced_by(space: "SearchSpace", smallest: "Candidate") -> str:
         for entry in unit.entries:
             positions = space.layout.positions(unit, entry, active)
             values = tuple(active.get(name) for name in entry.counted_names)
-            stored, n = space.layout.entry_cost(entry, space.layout.tally(positions), values)
-            costs.append((stored, len(positions) if n else 0, unit, entry))
+            cost = space.layout.entry_cost(entry, space.layout.tally(positions), values)
+            costs.append((cost.stored, len(positions) if cost.n_placements else 0, unit, entry))
     stored, n_layers, unit, entry = max(costs, key=lambda item: item[0])
     size = entry.value("size", active)
     why = "is at least" if entry.size_parameter else "is fixed at"

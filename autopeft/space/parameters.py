@@ -23,7 +23,11 @@ class Choices:
         return self.values[int(rng.integers(len(self.values)))]
 
     def contains(self, value: Scalar) -> bool:
-        return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.values)
+        is_bool = isinstance(value, bool)
+        for v in self.values:  # noqa: SIM110 - a loop, not `any`, as in `Parameter.is_active`
+            if v == value and isinstance(v, bool) == is_bool:
+                return True
+        return False
 
     def near(self, value: Scalar) -> Iterator[Scalar]:
         """The values next to `value` where they are ordered, else all others."""
@@ -76,13 +80,17 @@ class Parameter:
     """(parent, values): active only while every parent is active and has one of these values."""
     is_training: bool = False
     """A training setting, no part of the architecture."""
+    setting: str = ""
+    """Of a training setting: its name in the recipe's `training`, where that is another one."""
+    any_of: tuple[tuple[str, frozenset[Scalar]], ...] = ()
+    """Active only while one of these holds too, where there are any."""
 
     def is_active(self, params: Params) -> bool:
         """Whether it matters, given the values of its parents (absent parents are inactive)."""
-        for parent, values in self.conditions:  # noqa: SIM110 - a loop, not `all`: this is asked hundreds of times for every point
+        for parent, values in self.conditions:  # a loop, not `all`: this is asked hundreds of times for a point
             if parent not in params or params[parent] not in values:
                 return False
-        return True
+        return not self.any_of or any(params.get(parent) in values for parent, values in self.any_of)
 
 
 def first_on(parameter: Parameter) -> Scalar:

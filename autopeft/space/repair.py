@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autopeft.space.modules import Scalar
+from autopeft.space.moves import Moves
 from autopeft.space.parameters import Choices, Parameter
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _FAR = 4
 
 def shrunk(space: "SearchSpace", candidate: "Candidate", rng: np.random.Generator) -> "Candidate":
     """Steps to cheaper points until one fits, or until there is no cheaper one; never to an empty one."""
-    while space.budget is not None and candidate.measured[0] > space.budget:
+    while space.excess(candidate) > 1:
         smaller = _step(space, candidate, rng, grow=False)
         if smaller is None:
             break
@@ -33,21 +34,23 @@ def grown(space: "SearchSpace", candidate: "Candidate", rng: np.random.Generator
 
 
 def _step(space: "SearchSpace", candidate: "Candidate", rng: np.random.Generator, grow: bool) -> "Candidate | None":
-    active, stored = dict(candidate.params), candidate.measured[0]
-    far = not grow and space.budget is not None and stored > _FAR * space.budget
+    moves = Moves(space, candidate)
+    active, stored, excess = moves.active, candidate.least.stored, space.excess(candidate)
+    far = not grow and excess > _FAR
     steps = [
-        (parameter, value)
+        (parameter.name, value)
         for parameter in space.parameters
         if parameter.name in active and not parameter.is_training
         for value in _values(parameter, active[parameter.name], far, grow)
     ]
     for i in rng.permutation(len(steps)):
-        parameter, value = steps[int(i)]
-        other = space.changed(active, parameter.name, value)
-        less, n_placements = other.measured
-        if not n_placements or (less <= stored if grow else less >= stored):
+        other = moves.to(*steps[int(i)])
+        if not other.least.n_placements:
             continue
-        if space.is_valid(other) if grow else space.keeps_constraints(dict(other.params)):
+        if grow:
+            if other.least.stored > stored and space.is_valid(other):
+                return other
+        elif space.excess(other) < excess and space.keeps_constraints(dict(other.params)):
             return other
     return None
 

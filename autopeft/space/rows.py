@@ -12,7 +12,7 @@ from itertools import combinations, product
 from math import comb, prod
 
 from autopeft.errors import UsageError
-from autopeft.space.layout import Counts, Layout
+from autopeft.space.layout import NOTHING, Counts, Layout
 from autopeft.space.modules import WITHOUT_GATE, Scalar
 from autopeft.space.parameters import Choices, Parameter, Params
 from autopeft.space.units import Entry, Position, Structure, Unit, matches
@@ -33,6 +33,8 @@ class Row:
     stored: int
     """Least stored parameters (a size that fills the budget is taken as 1)."""
     n_placements: int
+    trained: int
+    """Least trained parameters."""
     switched_on: Counts | None = None
     """Layers of each type that the entry's own mask leaves on."""
 
@@ -209,7 +211,7 @@ class Tables:
             prior = 1 / len(entry.sizes)
             sized: tuple[tuple[str, Scalar], ...] = ((entry.size_name, size),) if entry.size_parameter else ()
             if size == 0:
-                yield Row(sized, prior, 1, 0, 0)
+                yield Row(sized, prior, 1, *NOTHING)
                 continue
             for values in product(*(domains[name] for name in others)):
                 params = (*sized, *zip(others, values, strict=True))

@@ -1,42 +1,34 @@
 """A search space bound to a model and a budget: named parameters on one side, architectures on the other.
 
-A sample has every active parameter uniform over its values, on condition that the point is valid and within the budget;
-exactly so at every budget, tight or loose (see `autopeft.space.feasible`). Only spaces with very many masks or depths
-(thousands of states) are sampled by rejection, and repaired where that finds nothing.
+How its points are drawn and mended is in `autopeft.space.sampling`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 
 from autopeft.errors import BudgetError, ConfigError
+from autopeft.space import sampling
 from autopeft.space.anatomy import Anatomy
-from autopeft.space.architecture import Architecture, Placement, place
+from autopeft.space.architecture import Architecture
+from autopeft.space.building import Builder
 from autopeft.space.cheapest import cheapest_points
-from autopeft.space.choices import FILL
 from autopeft.space.compile import compile_space
-from autopeft.space.counting import count_placement
-from autopeft.space.feasible import FeasibleSet
-from autopeft.space.fill import fill_budget
-from autopeft.space.groups import layer_weights
-from autopeft.space.layout import Layout
+from autopeft.space.feasible import Bounds, FeasibleSet, tightest
+from autopeft.space.layout import Cost, Layout
 from autopeft.space.modules import Scalar
+from autopeft.space.moves import Moves, changed
 from autopeft.space.named import forced_by, named_point
 from autopeft.space.parameters import Choices, Parameter, Params, first_on, middle
 from autopeft.space.reading import read_params
-from autopeft.space.repair import grown, shrunk
+from autopeft.space.repair import grown
 from autopeft.space.rows import Tables, TooManyError
 from autopeft.space.share import Share, share_of_space
 from autopeft.space.spec import SpaceSpec
 from autopeft.space.units import Structure
-
-_DRAWS = 500
-"""Draws before a sample is taken from the smallest points instead."""
-_DOUBTFUL = 20
-"""Draws after which it is looked up whether anything fits at all."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class Candidate:
     params: tuple[tuple[str, Scalar], ...]
     """The active parameters, in the order of the space."""
     training: tuple[tuple[str, Scalar], ...]
-    """Training settings that the point decides, overriding the recipe's."""
+    """Training settings that the point decides, overriding the recipe's; of one kind: `modules.lora.learning_rate`."""
     space: "SearchSpace" = field(repr=False, compare=False)
 
     @cached_property
@@ -54,29 +46,54 @@ class Candidate:
         return self.space.build(dict(self.params))
 
     @cached_property
-    def measured(self) -> tuple[int, int]:
-        """(least stored parameters, placements), without building the architecture."""
+    def least(self) -> Cost:
+        """What it adds to the model, sizes that fill the budget taken as 1; without building the architecture."""
         return self.space.layout.measure(dict(self.params))
 
+    @property
+    def measured(self) -> tuple[int, int]:
+        """(least stored parameters, placements)."""
+        return self.least[:2]
+
     @cached_property
+    def counts(self) -> tuple[int, int]:
+        """(stored, trained) adapter parameters, exactly."""
+        if self.space.structure.fills:
+            return self.space.builder.count(dict(self.params))
+        return self.least.stored, self.least.trained
+
+    @property
     def stored(self) -> int:
         """Stored adapter parameters."""
-        return self.space.count(self)
+        return self.counts[0]
+
+    @property
+    def trained(self) -> int:
+        """Trained adapter parameters."""
+        return self.counts[1]
 
 
 class SearchSpace:
-    """A `SpaceSpec` on one model. `budget` is the most stored parameters an architecture may have; None: no bound."""
+    """A `SpaceSpec` on one model.
 
-    def __init__(self, spec: SpaceSpec, anatomy: Anatomy, budget: int | None = None) -> None:
+    `budget` is the most stored parameters that an architecture may have, `max_trained` the most trained ones; None: no
+    bound.
+    """
+
+    def __init__(
+        self, spec: SpaceSpec, anatomy: Anatomy, budget: int | None = None, max_trained: int | None = None
+    ) -> None:
         """
         Raises:
             ConfigError: nothing of the space can stand in the model; or it fills a budget and none is given.
         """
-        self.spec, self.anatomy, self.budget = spec, anatomy, budget
+        self.spec, self.anatomy, self.budget, self.max_trained = spec, anatomy, budget, max_trained
         self.structure: Structure = compile_space(spec, anatomy)
         self.layout = Layout(spec, self.structure, anatomy, budget)
+        self.builder = Builder(self.layout, spec.fill, max_trained)
         self.tables = Tables(self.structure, self.layout)
-        self._training = tuple(p.name for p in self.structure.parameters if p.is_training)
+        training = (p for p in self.structure.parameters if p.is_training)
+        self._training = tuple((p.name, p.setting or p.name) for p in training)
         if budget is None and self.structure.fills:
             raise ConfigError([f"search space '{spec.title}' fills a budget: give one with --budget"])
 
@@ -112,11 +129,26 @@ class SearchSpace:
 
     def candidate(self, params: Params) -> Candidate:
         """The point that these params stand for; ValueError as in `canonical`."""
-        return self._candidate(self.canonical(params))
+        return self.bind(self.canonical(params))
 
     def decode(self, params: Params) -> Architecture:
         """The architecture of these params; ValueError as in `canonical`."""
         return self.build(self.canonical(params))
+
+    def build(self, active: Params) -> Architecture:
+        """The architecture of params that are canonical."""
+        return self.builder.build(active)
+
+    def bind(self, active: dict[str, Scalar], least: Cost | None = None) -> Candidate:
+        """The point of params that are canonical, with its least cost where that is known."""
+        candidate = Candidate(
+            tuple(active.items()),
+            tuple([(setting, active[name]) for name, setting in self._training if name in active]),
+            self,
+        )
+        if least is not None:
+            candidate.__dict__["least"] = least  # where `cached_property` looks
+        return candidate
 
     def encode(self, architecture: Architecture, training: Mapping[str, Scalar] | None = None) -> dict[str, Scalar]:
         """Canonical params that `decode` turns into the architecture; training settings not given take their middle.
@@ -125,7 +157,7 @@ class SearchSpace:
             ValueError: the architecture is not in the space.
         """
         structural = [p for p in self.parameters if p.name in ("groups", "pattern", "allocation")]
-        given = {p.name: (training or {}).get(p.name, middle(p)) for p in self.parameters if p.is_training}
+        given = {p.name: (training or {}).get(p.setting or p.name, middle(p)) for p in self.parameters if p.is_training}
         ways = (True, False) if self.structure.fills else (False,)
         for *values, prefer_fill in product(
             *(p.domain.values for p in structural if isinstance(p.domain, Choices)), ways
@@ -147,10 +179,19 @@ class SearchSpace:
             return False
 
     def is_valid(self, candidate: Candidate) -> bool:
-        """Not empty, keeps the space's constraints, and is within the budget."""
-        stored, n_placements = candidate.measured
-        within = self.budget is None or stored <= self.budget
-        return n_placements > 0 and within and self.keeps_constraints(dict(candidate.params))
+        """Not empty, keeps the space's constraints, and is within the budget (and trains no more than is allowed)."""
+        stored, n_placements, trained = candidate.least
+        if not n_placements or (self.budget is not None and stored > self.budget):
+            return False
+        if self.max_trained is not None and trained > self.max_trained:
+            return False
+        return not self.structure.is_constrained or self.keeps_constraints(dict(candidate.params))
+
+    def excess(self, candidate: Candidate) -> float:
+        """How many times over its budgets the point is at least: above 1 it does not fit; 0 without a budget."""
+        stored, _, trained = candidate.least
+        of_budget = 0.0 if self.budget is None else stored / self.budget
+        return of_budget if self.max_trained is None else max(of_budget, trained / self.max_trained)
 
     def keeps_constraints(self, active: Params) -> bool:
         """Every unit holds a module where it must, and no combination that is excluded."""
@@ -167,33 +208,18 @@ class SearchSpace:
         return active
 
     def changed(self, active: Params, name: str, value: Scalar) -> Candidate:
-        """The point with one parameter changed; parameters that become active take their first value that is on."""
-        params: dict[str, Scalar] = {}
-        for parameter in self.parameters:
-            if parameter.is_active(params):
-                kept = value if parameter.name == name else active.get(parameter.name)
-                params[parameter.name] = first_on(parameter) if kept is None else kept
-        return self._candidate(params)
+        """The point with one active parameter changed; what becomes active takes its first value that is on."""
+        return self.bind(changed(self, dict(active), name, value))
 
     # ---- feasible points
 
     def sample(self, rng: np.random.Generator) -> Candidate:
-        """A valid point at random; the module's docstring says with what probability.
+        """A valid point at random; `autopeft.space.sampling` says with what probability.
 
         Raises:
             BudgetError: no architecture fits; names the smallest reachable budget.
         """
-        feasible = self.feasible
-        if feasible is not None and not feasible.weights.any():
-            raise self.infeasible()
-        for number in range(_DRAWS):
-            if number == _DOUBTFUL and not self._is_reachable:
-                raise self.infeasible()
-            active = self._completed(feasible.draw(rng) if feasible else {}, rng)
-            candidate = self._candidate(active)
-            if self.is_valid(candidate):
-                return candidate
-        return self.repair(self.draw(rng), rng) if feasible is None else self._smallest_at_random(rng)
+        return sampling.sample(self, rng)
 
     @cached_property
     def feasible(self) -> FeasibleSet | None:
@@ -201,7 +227,7 @@ class SearchSpace:
         if self.budget is None:
             return None
         try:
-            return FeasibleSet(self.tables, self.budget, "prior")
+            return tightest(self.tables, Bounds(self.budget, self.max_trained), "prior")
         except TooManyError:
             return None
 
@@ -220,13 +246,22 @@ class SearchSpace:
                     yield from extend({**active, rest[0].name: value}, rest[1:])
 
         for params in extend({}, self.parameters):
-            candidate = self._candidate(params)
-            if candidate.measured[1] and self.keeps_constraints(params):
+            candidate = self.bind(params)
+            if candidate.least.n_placements and self.keeps_constraints(params):
                 yield candidate
 
     def draw(self, rng: np.random.Generator) -> dict[str, Scalar]:
         """Params at random, every active parameter uniform over its values; within the budget or not."""
-        return self._completed({}, rng)
+        return self.completed({}, rng)
+
+    def completed(self, given: Params, rng: np.random.Generator) -> dict[str, Scalar]:
+        """Active params: those given, which are known to be valid, the others at random."""
+        active: dict[str, Scalar] = {}
+        for parameter in self.parameters:
+            if parameter.is_active(active):
+                value = given.get(parameter.name)
+                active[parameter.name] = parameter.domain.sample(rng) if value is None else value
+        return active
 
     def repair(self, params: Params, rng: np.random.Generator) -> Candidate:
         """The point itself if it is valid, else one near it: constraints restored, then shrunk until it fits.
@@ -234,35 +269,37 @@ class SearchSpace:
         Raises:
             BudgetError: no architecture fits; names the smallest reachable budget.
         """
-        active = self._restored(self.complete(params, lambda p: p.domain.sample(rng)), rng)
-        candidate = shrunk(self, self._candidate(active), rng)
-        return candidate if self.is_valid(candidate) else self._nearest_valid(candidate, rng)
+        return sampling.repair(self, params, rng)
 
     def grow(self, params: Params, rng: np.random.Generator) -> Candidate:
         """A valid point enlarged by random steps until no single step fits into the budget."""
         return grown(self, self.candidate(params), rng)
 
     def neighbours(self, params: Params) -> Iterator[Candidate]:
-        """Valid points that differ in one parameter; parameters that become active take their first value."""
-        active = self.canonical(params)
-        seen = {tuple(active.items())}
+        """Valid points that differ in one parameter; what becomes active takes its first value that is on."""
+        moves = Moves(self, self.candidate(params))
         for parameter in self.parameters:
-            if parameter.name not in active:
+            if parameter.name not in moves.active:
                 continue
-            for value in parameter.domain.near(active[parameter.name]):
-                candidate = self.changed(active, parameter.name, value)
-                if candidate.params not in seen and self.is_valid(candidate):
-                    seen.add(candidate.params)
+            for value in parameter.domain.near(moves.active[parameter.name]):
+                candidate = moves.to(parameter.name, value)
+                if self.is_valid(candidate):
                     yield candidate
 
     def infeasible(self) -> BudgetError:
         """The error that names the smallest reachable budget and the dimension that forces it."""
-        best = min(self.smallest_candidates, key=lambda c: c.measured[0])
-        least = best.measured[0]
-        share = 100 * least / self.anatomy.n_parameters
+        candidates, n_model = self.smallest_candidates, self.anatomy.n_parameters
+        best = min(candidates, key=lambda c: c.least.stored)
+        if self.budget is None or best.least.stored > self.budget:
+            option, limit, least = "budget", self.budget, best.least.stored
+        else:
+            fitting = [c for c in candidates if c.least.stored <= self.budget]
+            best = min(fitting, key=lambda c: c.least.trained)
+            option, limit, least = "max-trained", self.max_trained, best.least.trained
+        what = "parameters" if option == "budget" else "trained parameters"
         return BudgetError(
-            f"--budget: no architecture of the search space fits into {self.budget:,} parameters. The smallest has "
-            f"{least:,} ({share:.4f}%); {forced_by(self, best)}. Give at least --budget {least}"
+            f"--{option}: no architecture of the search space fits into {limit:,} {what}. The smallest has "
+            f"{least:,} ({100 * least / n_model:.4f}%); {forced_by(self, best)}. Give at least --{option} {least}"
         )
 
     @cached_property
@@ -272,8 +309,8 @@ class SearchSpace:
         Raises:
             ConfigError: the space holds no architecture.
         """
-        found = [self._candidate(self.complete(params, first_on)) for params in cheapest_points(self.tables)]
-        valid = [c for c in found if c.measured[1] and self.keeps_constraints(dict(c.params))]
+        found = [self.bind(self.complete(params, first_on)) for params in cheapest_points(self.tables)]
+        valid = [c for c in found if c.least.n_placements and self.keeps_constraints(dict(c.params))]
         if not valid:
             raise ConfigError([f"search space '{self.spec.title}' holds no architecture for {self.anatomy.model_type}"])
         return tuple(valid)
@@ -297,16 +334,12 @@ class SearchSpace:
 
     def count(self, candidate: Candidate) -> int:
         """Stored parameters, exactly."""
-        if not self.structure.fills or candidate.measured[1] == 0:
-            return candidate.measured[0]
-        return sum(self._cost(placement) for placement in candidate.architecture.placements)
+        return candidate.stored
 
     def count_many(self, points: list[Params]) -> list[int]:
-        """Stored parameters of many points (active params); no architecture is built where nothing is filled."""
-        if self.structure.fills:
-            return [self._candidate(dict(active)).stored for active in points]
-        measure = self.layout.measure
-        return [measure(active)[0] for active in points]
+        """Stored parameters of many points (active params), exactly; no architecture is built."""
+        count = self.builder.count
+        return [count(active)[0] for active in points]
 
     def named_points(self) -> dict[str, Candidate | str]:
         """The space's named points; in place of one that does not exist on this model, the reason."""
@@ -317,95 +350,3 @@ class SearchSpace:
             except ValueError as error:
                 found[name] = str(error)
         return found
-
-    # ---- inside
-
-    def _candidate(self, active: dict[str, Scalar]) -> Candidate:
-        return Candidate(tuple(active.items()), tuple((name, active[name]) for name in self._training), self)
-
-    def _completed(self, given: Params, rng: np.random.Generator) -> dict[str, Scalar]:
-        """Active params: those given, which are known to be valid, the others at random."""
-        active: dict[str, Scalar] = {}
-        for parameter in self.parameters:
-            if parameter.is_active(active):
-                value = given.get(parameter.name)
-                active[parameter.name] = parameter.domain.sample(rng) if value is None else value
-        return active
-
-    @cached_property
-    def _is_reachable(self) -> bool:
-        return self.budget is None or self.smallest_candidates[0].measured[0] <= self.budget
-
-    def _smallest_at_random(self, rng: np.random.Generator) -> Candidate:
-        smallest = [c for c in self.smallest_candidates if self.is_valid(c)]
-        if not smallest:
-            raise self.infeasible()
-        kept = dict(smallest[int(rng.integers(len(smallest)))].params)
-        return self._candidate(self._completed({n: v for n, v in kept.items() if n not in self._training}, rng))
-
-    def _nearest_valid(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
-        """Another valid point, with the training settings of the one that could not be mended."""
-        other = self._smallest_at_random(rng) if self.feasible is None else self.sample(rng)
-        return self._candidate(dict(other.params) | dict(candidate.training))
-
-    def _restored(self, active: dict[str, Scalar], rng: np.random.Generator) -> dict[str, Scalar]:
-        """Params that keep the constraints which do not hang on the budget, if a few tries find such."""
-        for _ in range(_DRAWS):
-            broken = next(self.structure.breaches(active), None)
-            if broken is None:
-                break
-            entry = broken.entries[int(rng.integers(len(broken.entries)))]
-            others = [p for p in entry.parameters if p.name in active or not active]
-            if not others:
-                continue
-            parameter = others[int(rng.integers(len(others)))]
-            changed = {**active, parameter.name: parameter.domain.sample(rng)}
-            active = self.complete(changed, lambda p: p.domain.sample(rng))
-        return active
-
-    def build(self, active: Params) -> Architecture:
-        """The architecture of params that are canonical."""
-        placements: list[Placement] = []
-        filled: list[Placement] = []
-        for unit in self.structure.in_force(active):
-            for entry in unit.entries:
-                size = entry.value("size", active)
-                if size == 0:
-                    continue
-                positions = self.layout.positions(unit, entry, active)
-                if isinstance(size, str) and size != FILL:
-                    values = tuple(active.get(name) for name in entry.counted_names)
-                    settings = self.layout.settings(entry, values)
-                    size = self.layout.share_size(entry, self.layout.tally(positions), settings)
-                options = tuple((name, entry.value(name, active)) for name in entry.options)
-                for stack, index in positions:
-                    layer = self.anatomy.layer(stack, index)
-                    assert layer is not None
-                    for role in entry.roles_at(layer, entry.value("roles", active)):
-                        whole = 1 if size == FILL else int(size)
-                        made = _place(stack, index, role, entry.kind, whole, options)
-                        (filled if size == FILL else placements).append(made)
-        if filled:
-            assert self.budget is not None
-            allocation = str(self.structure.value("allocation", active))
-            target = int(self.spec.fill * self.budget + 1e-6)
-            weights = layer_weights(self.anatomy, allocation)
-            placements += fill_budget(filled, placements, weights, self.anatomy, target)
-        return Architecture.of(placements)
-
-    def _cost(self, placement: Placement) -> int:
-        cost = self._costs.get(placement)
-        if cost is None:
-            cost = self._costs[placement] = count_placement(placement, self.anatomy)
-        return cost
-
-    @cached_property
-    def _costs(self) -> dict[Placement, int]:
-        return {}
-
-
-@lru_cache(maxsize=100_000)
-def _place(
-    stack: str, layer: int, role: str, module: str, size: int, options: tuple[tuple[str, Scalar], ...]
-) -> Placement:
-    return place(stack, layer, role, module, size, dict(options))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autopeft.space.feasible import FeasibleSet, share_within
+from autopeft.space.feasible import Bounds, share_within, tightest
 from autopeft.space.rows import TooManyError
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ def share_of_space(space: "SearchSpace", seed: int) -> Share:
     total = space.cardinality
     if space.budget is None:
         return Share(1.0, 0.0, total)
-    exact = share_within(space.tables, space.budget)
+    bounds = Bounds(space.budget, space.max_trained)
+    exact = share_within(space.tables, bounds)
     if exact is not None:
         return Share(exact / total if total else 0.0, 0.0, exact)
     try:
-        feasible = FeasibleSet(space.tables, space.budget, "points")
+        feasible = tightest(space.tables, bounds, "points")
     except TooManyError:
         return _by_rejection(space, seed)
     rng = np.random.default_rng(seed)

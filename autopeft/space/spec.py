@@ -109,6 +109,10 @@ class ModuleSpec(Frozen):
     """Of VeRA's random maps."""
     d_initial: Number | None = None
     """Start value of VeRA's inner scaling vector."""
+    learning_rate: Number | None = None
+    """Peak learning rate of all modules of this kind, in place of that of `training`."""
+    weight_decay: Number | None = None
+    """Weight decay of all modules of this kind, in place of that of `training`."""
 
     @field_validator("size")
     @classmethod
@@ -136,6 +140,11 @@ class ModuleSpec(Frozen):
 OPTION_FIELDS = (
     "alpha", "scale", "activation", "gate", "variant", "scaling", "trains", "reparameterisation", "seed", "d_initial",
 )  # fmt: skip
+
+
+TRAINING_FIELDS = ("learning_rate", "weight_decay")
+"""Of a module: training settings of its own."""
+_TRAINING_RANGES = {"learning_rate": (0.0, 10.0), "weight_decay": (0.0, 10.0), "warmup_fraction": (0.0, 1.0)}
 
 
 class SpaceSpec(Frozen):
@@ -176,8 +185,8 @@ class SpaceSpec(Frozen):
             if problem := _refusal("lora", "gate", name):
                 problems.append(f"gate: {problem}")
         for setting, choice in self.training.items():
-            if not isinstance(choice, Range) and not as_tuple(choice):
-                problems.append(f"training.{setting}: must name at least one value")
+            problems += _training_problems(f"training.{setting}", str(setting), choice)
+        problems += self._shared_settings()
         if not problems:
             problems = [problem for number in range(len(self.exclude)) for problem in self._exclusion_problems(number)]
         if self.layers.mask and any(module.per == "layer" for module in self.modules.values()):
@@ -256,6 +265,29 @@ class SpaceSpec(Frozen):
                         problems.append(f"modules.{first} and modules.{second} share the site {sorted(shared)[0]}")
         return problems
 
+    def _shared_settings(self) -> list[str]:
+        """Modules of one kind train alike, whatever their names."""
+        problems, given = [], dict[tuple[str, str], str]()
+        for name, module in self.modules.items():
+            for setting in TRAINING_FIELDS:
+                choice = getattr(module, setting)
+                if choice is None:
+                    continue
+                problems += _training_problems(f"modules.{name}.{setting}", setting, choice)
+                first = given.setdefault((self.kind_of(name), setting), name)
+                if first != name:
+                    problems.append(f"modules.{name}.{setting}: {self.kind_of(name)} has one already, by {first}")
+        return problems
+
+    def content(self) -> dict[str, object]:
+        """What a study's identity hangs on: no titles; settings that came later only where they are used."""
+        data = self.model_dump(mode="json", exclude={"title", "source", "published_size", "points"})
+        for module in data["modules"].values():
+            for name in TRAINING_FIELDS:
+                if module[name] is None:
+                    del module[name]
+        return data
+
     def _exclusion_problems(self, number: int) -> list[str]:
         problems, where = [], f"exclude[{number}]"
         names = {key.partition(".")[0] for key in self.exclude[number]}
@@ -284,6 +316,17 @@ def _refusal(module: str, option: str, value: Scalar) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _training_problems(where: str, setting: str, choice: Number) -> list[str]:
+    values = (choice.low, choice.high) if isinstance(choice, Range) else as_tuple(choice)
+    low, high = _TRAINING_RANGES[setting]
+    if not values:
+        return [f"{where}: must name at least one value"]
+    above, below = setting == "learning_rate", setting == "warmup_fraction"
+    wrong = [v for v in values if not low <= float(v) <= high or (above and v == low) or (below and v == high)]
+    allowed = f"{'above' if above else 'from'} {low:g} {'and below' if below else 'to'} {high:g}"
+    return [f"{where}: must be {allowed}, got {wrong[0]:g}"] if wrong else []
 
 
 def load_space(name: str, overrides: Sequence[str] = ()) -> SpaceSpec:

@@ -74,6 +74,11 @@ class Entry:
         return f"{self.prefix}.layer.{position[0]}.{position[1]}"
 
     @cached_property
+    def is_everywhere(self) -> bool:
+        """In all layers of its unit, but for switches that all modules share."""
+        return self.depth is None and not self.mask
+
+    @cached_property
     def _by_name(self) -> dict[str, Domain | Scalar]:
         return dict(self.settings)
 
@@ -116,6 +121,12 @@ class Entry:
         if isinstance(setting, Choices | Interval):
             return active.get(self.option_name(name), self.values(name)[0])
         return setting
+
+    def all_options(self, settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """The kind's options in canonical form, as these settings have them or else at their defaults."""
+        options = MODULES[self.kind].options
+        defaults = {name: option.default for name, option in options.items()}
+        return defaults | {name: options[name].canonical(settings[name]) for name in self.options}
 
     def roles_at(self, layer: Layer, text: Scalar) -> tuple[str, ...]:
         """The roles of this choice that the layer has; q, k and v of a fused projection are `attn.qkv`."""
@@ -216,12 +227,40 @@ class Structure:
 
     def in_force(self, active: Params) -> Iterator[Unit]:
         """The units that exist and are tuned at this point."""
-        n_groups = self.value("groups", active)
+        n_groups = int(self.value("groups", active))
         for unit in self.units:
-            if unit.group is not None and unit.group > int(n_groups):
-                continue
-            if unit.tuned_name is None or active.get(unit.tuned_name, False):
+            if self.is_in_force(unit, n_groups, active):
                 yield unit
+
+    def is_in_force(self, unit: Unit, n_groups: int, active: Params) -> bool:
+        if unit.group is not None and unit.group > n_groups:
+            return False
+        return unit.tuned_name is None or bool(active.get(unit.tuned_name, False))
+
+    @cached_property
+    def owners(self) -> dict[str, tuple[Unit, Entry]]:
+        """The unit and entry of every parameter that only one entry's parameters hang on."""
+        found: dict[str, tuple[Unit, Entry]] = {}
+        for unit in self.units:
+            for entry in unit.entries:
+                names = [parameter.name for parameter in entry.parameters]
+                names += [entry.switch_name(at) for at in entry.mask]
+                found |= dict.fromkeys(names, (unit, entry))
+        return found
+
+    @cached_property
+    def uncounted(self) -> frozenset[str]:
+        """Parameters of no entry that no least count hangs on."""
+        return frozenset(p.name for p in self.parameters if p.is_training or p.name == "allocation")
+
+    @cached_property
+    def watched(self) -> dict[str, tuple[frozenset[Scalar], ...]]:
+        """Parameter → the sets of its values that other parameters are active with."""
+        found: dict[str, tuple[frozenset[Scalar], ...]] = {}
+        for parameter in self.parameters:
+            for parent, values in (*parameter.conditions, *parameter.any_of):
+                found[parent] = tuple({*found.get(parent, ()), values})
+        return found
 
     def breaches(self, active: Params) -> Iterator[Unit]:
         """Units that hold no module although they must, or hold a combination that is not allowed."""

@@ -42,11 +42,14 @@ class Identity:
     """In all, not in addition to those that have run."""
     time: float | None = None
     """Seconds of search in all; None where only the trials are limited."""
+    limits: Mapping[str, int | float] = field(default_factory=dict, hash=False)
+    """Second budgets by option: `max_trained` (parameters), `max_latency_overhead` (ratio), `max_memory` (bytes)."""
     facts: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What may differ with a warning: versions of libraries."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "facts": dict(self.facts)}
+        data = {**asdict(self), "facts": dict(self.facts), "limits": dict(self.limits)}
+        return data if self.limits else {name: value for name, value in data.items() if name != "limits"}
 
     @classmethod
     def from_json(cls, data: Any) -> "Identity":
@@ -55,12 +58,15 @@ class Identity:
         Raises:
             StudyCorruptError: a key is missing, unknown or of another type.
         """
-        if not isinstance(data, dict) or set(data) != {*_PARTS, *_SCALARS, "facts"}:
+        if not isinstance(data, dict) or {*data, "limits"} != {*_PARTS, *_SCALARS, "facts", "limits"}:
             raise StudyCorruptError("the study's identity is incomplete or has unknown keys")
         wrong = [name for name in _PARTS if not _is_part(data[name])]
         wrong += [name for name, kinds in _SCALARS.items() if type(data[name]) not in kinds]
         if not (isinstance(data["facts"], dict) and all(isinstance(v, str) for v in data["facts"].values())):
             wrong.append("facts")
+        limits = data.get("limits", {})
+        if not (isinstance(limits, dict) and all(type(v) in (int, float) for v in limits.values())):
+            wrong.append("limits")
         if wrong:
             raise StudyCorruptError(f"the study's identity cannot be read: {', '.join(wrong)}")
         return cls(**{**data, **{name: Part(**data[name]) for name in _PARTS}})
@@ -84,7 +90,7 @@ def _is_part(data: Any) -> bool:
 def check(stored: Identity, current: Identity) -> tuple[str, ...]:
     """Warnings about what has changed since the study was made but does not forbid to go on with it.
 
-    Trials and time are totals of the present run: any value goes. The budget may grow.
+    Trials and time are totals of the present run: any value goes. Budgets may grow, second ones may be dropped too.
 
     Raises:
         StudyMismatchError: it is another study; names every difference.
@@ -102,6 +108,11 @@ def check(stored: Identity, current: Identity) -> tuple[str, ...]:
             f"budget: was {stored.budget} ({stored.budget_parameters:,} parameters), "
             f"now {current.budget} ({current.budget_parameters:,}); it may only grow"
         )
+    for name, limit in current.limits.items():
+        was = stored.limits.get(name)
+        if was is None or limit < was:
+            option, before = name.replace("_", "-"), "no limit" if was is None else f"{was:,}"
+            differences.append(f"{option}: was {before}, now {limit:,}; it may only grow")
     if differences:
         raise StudyMismatchError(
             "the run folder holds a study with other settings:\n  "

@@ -11,6 +11,7 @@ from autopeft.space.architecture import Architecture
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.modules import Scalar
 from autopeft.space.search_space import SearchSpace
+from autopeft.study.baselines import Baseline
 from autopeft.study.identity import Identity
 from autopeft.study.layout import trial_folder
 from autopeft.study.settings import SearchSettings
@@ -43,6 +44,8 @@ class Plan:
     facts: tuple[tuple[str, str], ...] = ()
     """What the user is told at the start: model, data, protocol."""
     notes: tuple[str, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    """The first trials, before the sampler is asked."""
 
     @property
     def budget_parameters(self) -> int:

@@ -17,15 +17,18 @@ from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
-from autopeft.errors import ConfigError, UnknownNameError
-from autopeft.samplers import SAMPLERS
+from autopeft.errors import ConfigError
+from autopeft.samplers import find_sampler
+from autopeft.samplers.named import OptunaSampler
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
+from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
+from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
@@ -56,38 +59,39 @@ def make_plan(settings: SearchSettings) -> Plan:
         UsageError: whatever is wrong with the settings, the files they name, the data, the model or the budget.
         EnvironmentProblem: a package that is needed is not installed.
     """
-    sampler = SAMPLERS.get(settings.sampler)
-    if sampler is None:
-        raise UnknownNameError("sampler", settings.sampler, tuple(SAMPLERS))
+    sampler = find_sampler(settings.sampler)
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
+    max_trained, limits = parse_limits(settings)
     timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
     cache = default_cache_memory()
     if settings.cache_memory is not None:
         cache = parse_memory("cache-memory", settings.cache_memory)
     recipe, spec = load_files(settings)
     task = resolve_task(settings, recipe)
-    space = bind_space(spec, task.anatomy, budget)
+    space = bind_space(spec, task.anatomy, budget, max_trained)
+    if isinstance(sampler, OptunaSampler):
+        sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
+    baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     facts = {name: _version(name) for name in LIBRARIES}
     from autopeft.engine.reuse import CacheMemory  # torch, only after all that can be wrong is checked
     from autopeft.engine.training import TransformerBackend
 
     identity = Identity(
-        space=Part(
-            settings.space, _hash(spec.model_dump(mode="json", exclude={"title", "source", "published_size", "points"}))
-        ),
+        space=Part(settings.space, _hash(spec.content())),
         model=Part(task.model, fingerprint(task.model, task.revision)),
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
-        training=Part(_protocol(recipe.training), _hash(recipe.training.model_dump(mode="json"))),
-        objective="score",
+        training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
+        objective=settings.objective,
         seed=settings.seed,
         budget=settings.budget,
         budget_parameters=space.budget or 0,
         trials=n_trials,
         time=seconds,
+        limits=limits_of_identity(space, limits),
         facts=facts,
     )
     n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
@@ -104,7 +108,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         identity=identity,
         space=space,
         sampler=sampler,
-        backend=TransformerBackend(task.model, task.revision, recipe, task.data, memory),
+        backend=TransformerBackend(task.model, task.revision, recipe, task.data, limits, memory),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
@@ -116,8 +120,9 @@ def make_plan(settings: SearchSettings) -> Plan:
             ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
         ),
         context=context_of(task),
-        facts=_facts(task),
-        notes=task.data.notes,
+        facts=_facts(task) + limit_facts(space, limits),
+        notes=(*task.data.notes, *notes),
+        baselines=baselines,
     )
 
 
@@ -162,16 +167,31 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
     return Task(recipe, model, revision, load_anatomy(model, revision), data)
 
 
-def bind_space(spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget) -> SearchSpace:
+def bind_space(
+    spec: SpaceSpec, anatomy: Anatomy, budget: ParameterBudget, max_trained: ParameterBudget | None = None
+) -> SearchSpace:
     """
     Raises:
         BudgetError: nothing of the space fits; names the smallest reachable budget.
         ConfigError: nothing of the space can stand in the model.
     """
-    space = SearchSpace(spec, anatomy, budget.resolve(anatomy.n_parameters))
+    n_model = anatomy.n_parameters
+    trained = max_trained.resolve(n_model) if max_trained else None
+    space = SearchSpace(spec, anatomy, budget.resolve(n_model), trained)
     if not any(space.is_valid(candidate) for candidate in space.smallest_candidates):
         raise space.infeasible()
     return space
+
+
+def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baseline, ...], tuple[str, ...]]:
+    """The published configurations that the space holds, and what to say about them."""
+    found, absent = find_baselines(space, recipe.training.model_dump())
+    notes = []
+    if found:
+        notes.append("first trials: " + ", ".join(baseline.name for baseline in found))
+    if absent:
+        notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
+    return found, tuple(notes)
 
 
 def default_workers(n_parameters: int) -> int:
@@ -200,7 +220,13 @@ def _run_name(settings: SearchSettings, task: Task) -> str:
         parts.append(name_word(settings.model))
     if settings.recipe not in (None, _default_recipe(settings)):
         parts.append(name_word(settings.recipe or ""))
-    parts += [name_word(settings.space), settings.budget.replace("%", "pct"), f"seed{settings.seed}"]
+    limits = {
+        "trained": settings.max_trained,
+        "latency": settings.max_latency_overhead,
+        "memory": settings.max_memory,
+    }
+    budgets = [settings.budget, *(f"{name}{text}" for name, text in limits.items() if text)]
+    parts += [name_word(settings.space), *(text.replace("%", "pct") for text in budgets), f"seed{settings.seed}"]
     return "-".join(parts)
 
 

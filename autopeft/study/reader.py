@@ -22,7 +22,7 @@ from autopeft.study.strict_json import parse
 STUDY_ATTRIBUTE = "autopeft"
 """The study's attribute in Optuna that marks it as ours: format, id and identity."""
 SUMMARY_PREFIX = "summary:"
-START_ATTRIBUTES = ("architecture", "architecture_id", "stored", "training", "retry_of", "started")
+START_ATTRIBUTES = ("architecture", "architecture_id", "stored", "training", "retry_of", "started", "baseline")
 OUTCOME_ATTRIBUTE = "outcome"
 
 _TABLES = {

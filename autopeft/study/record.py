@@ -35,6 +35,8 @@ class TrialStart:
     """What differs from the recipe's training, by field."""
     retry_of: int | None = None
     """The failed trial that this one repeats."""
+    baseline: str | None = None
+    """The published configuration that it is; None where a sampler proposed it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class TrialRecord:
     """Seconds since 1970, by the wall clock; how long a trial took is in its result."""
     finished: float | None = None
     result: TrialResult | None = None
+    baseline: str | None = None
+    """The published configuration that it is, by name."""
 
     @property
     def score(self) -> float | None:
@@ -86,6 +90,7 @@ def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 
 def start_to_json(start: TrialStart, started: float) -> Json:
+    baseline = {} if start.baseline is None else {"baseline": start.baseline}
     return {
         "architecture": start.architecture.to_json(),
         "architecture_id": start.architecture.id,
@@ -93,6 +98,7 @@ def start_to_json(start: TrialStart, started: float) -> Json:
         "training": dict(start.training),
         "retry_of": start.retry_of,
         "started": started,
+        **baseline,
     }
 
 
@@ -121,12 +127,17 @@ class StoredTrial:
             raise StudyCorruptError(f"trial {self.number} cannot be read: {error}") from error
 
     def _record(self) -> TrialRecord:
-        if set(self.start) != _START_KEYS or (self.outcome is not None and set(self.outcome) != _OUTCOME_KEYS):
+        if set(self.start) - {"baseline"} != _START_KEYS or (
+            self.outcome is not None and set(self.outcome) != _OUTCOME_KEYS
+        ):
             raise ValueError("missing or unknown keys")
         architecture = Architecture.from_json(self.start["architecture"])
         retry_of = self.start["retry_of"]
         if retry_of is not None and not 0 <= _whole(retry_of) < self.number:
             raise ValueError(f"it cannot repeat trial {retry_of}")
+        baseline = self.start.get("baseline")
+        if not isinstance(baseline, str | None):
+            raise ValueError(f"a name is needed, got {baseline!r}")
         for value in (*self.params.values(), *self.start["training"].values()):
             _scalar(value)
         if self.params.keys() != self.distributions.keys():
@@ -145,6 +156,7 @@ class StoredTrial:
             started=_seconds(self.start["started"]),
             finished=_seconds(self.outcome["finished"]) if self.outcome else None,
             result=result,
+            baseline=baseline,
         )
 
 

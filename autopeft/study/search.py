@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.trial import RESULT_FILE, Evaluation, TrialJob, TrialResult, read_result, trial_seed
 from autopeft.errors import AutopeftError
 from autopeft.resources import atomic_write
 from autopeft.samplers import Ask, Observation, SpaceExhaustedError, propose
-from autopeft.space.parameters import Choices, Params
-from autopeft.space.search_space import SearchSpace
+from autopeft.samplers.optuna_study import stored_distribution
+from autopeft.space.parameters import Params
 from autopeft.study.database import DATABASE_FILE
 from autopeft.study.identity import check
 from autopeft.study.layout import LOG_FILE, cache_folder
@@ -39,7 +38,15 @@ from autopeft.study.progress import (
     silent,
 )
 from autopeft.study.reader import read_study
-from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord, TrialStart, best_trial
+from autopeft.study.record import (
+    CONTEXT_SUMMARY,
+    HELD_OUT_SUMMARY,
+    StudyView,
+    TrialRecord,
+    TrialStart,
+    best_trial,
+    pareto_front,
+)
 from autopeft.study.stopping import GRACE_SECONDS, FailurePolicy, Stop, signals
 from autopeft.study.store import Store
 
@@ -85,7 +92,7 @@ class _Session:
 
     def __init__(self, plan: Plan, store: Store, stop: Stop, listener: Listener, log: logging.Logger) -> None:
         self.plan, self.store, self.stop, self.listener, self.log = plan, store, stop, listener, log
-        self.distributions = stored_distributions(plan.space)
+        self.distributions = {p.name: stored_distribution(p) for p in plan.space.parameters}
         self.failures = FailurePolicy()
         self.cut_off = deque(store.unfinished())
         """Trials that were running when an earlier session died."""
@@ -142,20 +149,27 @@ class _Session:
         return self.plan.seconds is not None and spent / self.plan.n_workers >= self.plan.seconds
 
     def _next_trial(self) -> TrialRecord | None:
-        """One that was cut off, the repetition of one whose worker was killed, or the sampler's proposal."""
+        """One that was cut off, one whose worker was killed, the next baseline, or the sampler's proposal."""
         if self.cut_off:
             return self.cut_off.popleft()
         repeated = {trial.retry_of for trial in self.store.trials}
         for trial in self.store.trials[: max(0, self._n_settled())]:
             killed = trial.result is not None and trial.result.cause == "killed"
             if killed and trial.retry_of is None and trial.number not in repeated:
-                start = TrialStart(trial.architecture, trial.stored, trial.training, retry_of=trial.number)
+                start = TrialStart(trial.architecture, trial.stored, trial.training, trial.number, trial.baseline)
                 return self._begin(trial.params, start)
+        begun = {trial.architecture.id for trial in self.store.trials}
+        for baseline in self.plan.baselines:
+            point = baseline.candidate
+            if point.architecture.id not in begun:
+                start = TrialStart(point.architecture, point.stored, point.training, baseline=baseline.name)
+                return self._begin(dict(point.params), start)
         settled = self._n_settled()
         past = [_observation(trial, trial.number < settled) for trial in self.store.trials]
         try:
             seed = trial_seed(self.plan.settings.seed, len(past))
-            candidate = propose(self.plan.sampler, Ask(self.plan.space, past, seed))
+            ask = Ask(self.plan.space, past, seed, self.plan.settings.objective)
+            candidate = propose(self.plan.sampler, ask)
         except SpaceExhaustedError as error:
             self.exhausted = str(error)
             return None
@@ -200,9 +214,11 @@ class _Session:
         self.listener(TrialEnded(self.store.trials[result.number]))
 
     def _drop_weights(self) -> None:
-        """Keep those of the best trials only; a failed trial leaves nothing."""
+        """Keep those of the best trials only, and of the front where it is searched; a failed trial leaves none."""
         ranked = sorted((t for t in self.store.trials if t.score is not None), key=lambda t: -(t.score or 0.0))
-        for trial in ranked[self.plan.settings.keep :]:
+        front = pareto_front(self.store.trials) if self.plan.settings.objective == "pareto" else ()
+        kept = {trial.number for trial in front}
+        for trial in (t for t in ranked[self.plan.settings.keep :] if t.number not in kept):
             for file in self._job(trial).folder.glob("*"):
                 if file.name != RESULT_FILE:
                     file.unlink()
@@ -243,16 +259,6 @@ class _Session:
 
     def _job(self, trial: TrialRecord) -> TrialJob:
         return self.plan.job(trial.number, trial.architecture, trial.training)
-
-
-def stored_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Parameter name → the Optuna distribution under which its values are stored."""
-    return {
-        p.name: CategoricalDistribution(p.domain.values)
-        if isinstance(p.domain, Choices)
-        else FloatDistribution(p.domain.low, p.domain.high, log=p.domain.log)
-        for p in space.parameters
-    }
 
 
 def _observation(trial: TrialRecord, is_settled: bool) -> Observation:

@@ -17,6 +17,13 @@ class SearchSettings(Frozen):
 
     budget: str
     """Most stored adapter parameters, task head apart: 0.5% (of the base model), 500k, 1.2M or 300000."""
+    max_trained: str | None = None
+    """Most trained adapter parameters, in the forms of budget; no limit by default. More train than are stored where a
+    part is dropped after training."""
+    max_latency_overhead: str | None = None
+    """Longest forward pass: 1.2 times the base model's, or 20% more; measured before training; no limit by default."""
+    max_memory: str | None = None
+    """Most memory of one training, such as 8GB or 800MB; measured before training; no limit by default."""
     model: str | None = None
     """Folder, hub id, or package:NAME of the base model; the recipe's by default."""
     data: str | None = None
@@ -26,7 +33,11 @@ class SearchSettings(Frozen):
     space: str = "hybrid"
     """What may be varied, a shipped name or a YAML file."""
     sampler: str = "tpe"
-    """What proposes architectures: tpe or random."""
+    """What proposes architectures: tpe, random, gp, nsga2, evolution; optuna:NAME or optunahub:PACKAGE for others."""
+    objective: Literal["score", "pareto"] = "score"
+    """`score`: the best score within the budget; `pareto`: the best score for every number of stored parameters."""
+    baselines: bool = True
+    """Whether published configurations (LoRA, MAM, …), as large as the budget allows, are the first trials."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
     """Completed trials in all, earlier runs of the study included; the recipe's by default."""
     time: str | None = None
@@ -45,14 +56,14 @@ class SearchSettings(Frozen):
     cache_dtype: Literal["float32", "float16"] = "float32"
     """How they are kept: float16 takes half the memory, and losses differ in the fifth digit."""
     keep: int = Field(default=10, ge=1)
-    """Of how many of the best trials the weights are kept."""
+    """Of how many of the best trials the weights are kept; with objective pareto those of the front, too."""
     set: tuple[str, ...] = ()
     """key=value, changes to the recipe (training.epochs=3), or to the space (space.layers.groups=2)."""
 
-    @field_validator("budget", mode="before")
+    @field_validator("budget", "max_trained", "max_latency_overhead", mode="before")
     @classmethod
     def _number_as_text(cls, value: object) -> object:
-        return str(value) if type(value) is int else value
+        return str(value) if type(value) in (int, float) else value
 
 
 def resolve_settings(
@@ -68,14 +79,21 @@ def resolve_settings(
     options = []
     for name, field in SearchSettings.model_fields.items():
         if text := environ.get(variable := f"AUTOPEFT_{name.upper()}"):
-            is_number = "int" in str(field.annotation) and text.isascii() and text.isdigit()
-            options.append((variable, name, int(text) if is_number else text))
+            options.append((variable, name, _value(text, field.annotation)))
     options += [
         (f"--{name.replace('_', '-')}", name, value) for name, value in given.items() if value not in (None, ())
     ]
     if config is None and not any(name == "budget" for _, name, _ in options):
         raise UsageError("give a budget, such as --budget 0.5% (of the base model's parameters), 500k or 300000")
     return load_options(SearchSettings, options, config)
+
+
+def _value(text: str, annotation: Any) -> str | int | bool:
+    """The text of a variable, as the number or truth value that its setting takes."""
+    if annotation is bool and text in ("true", "false"):
+        return text == "true"
+    is_number = "int" in str(annotation) and text.isascii() and text.isdigit()
+    return int(text) if is_number else text
 
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)

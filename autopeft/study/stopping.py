@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from autopeft.engine.trial import TrialResult
+from autopeft.engine.trial import OVER_A_LIMIT, TrialResult
 from autopeft.errors import FailurePolicyError
 
 GRACE_SECONDS = 30.0
@@ -17,6 +17,8 @@ GRACE_SECONDS = 30.0
 
 EQUAL_FAILURES = 3
 FIRST_TRIALS = 10
+REJECTED_IN_A_ROW = 50
+"""Architectures over a limit: they cost seconds and are no failures, but a limit that nothing keeps must be told."""
 
 
 @dataclass
@@ -68,10 +70,15 @@ def signals() -> Iterator[Stop]:
 
 @dataclass
 class FailurePolicy:
-    """Stops a search whose trials cannot succeed: equal failures in a row, or over half of the first ten."""
+    """Stops a search whose trials cannot succeed: equal failures in a row, or over half of the first ten.
+
+    Trials that were rejected by a limit are counted apart.
+    """
 
     ended: int = 0
     failed: int = 0
+    rejected: int = 0
+    """In a row."""
     last: deque[str] = field(default_factory=lambda: deque(maxlen=EQUAL_FAILURES))
 
     def count(self, result: TrialResult) -> None:
@@ -79,7 +86,16 @@ class FailurePolicy:
         Raises:
             FailurePolicyError: enough is enough; names the cause once.
         """
+        if result.cause == OVER_A_LIMIT:
+            self.rejected += 1
+            if self.rejected == REJECTED_IN_A_ROW:
+                raise FailurePolicyError(
+                    f"{REJECTED_IN_A_ROW} architectures in a row were rejected, the last one since {result.error}. "
+                    "Loosen the limit, or search a smaller --budget or another --space"
+                )
+            return
         self.ended += 1
+        self.rejected = 0
         if result.state == "complete":
             self.last.clear()
             return

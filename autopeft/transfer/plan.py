@@ -73,7 +73,7 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
     training = _searched_training(settings, given)
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
 
-    protocol = {**recipe.training.model_dump(mode="json"), **dict(training)}
+    protocol = recipe.training.with_changes(dict(training))
     return TrainPlan(
         out=Path(settings.out) if settings.out else RUNS / _name(settings, task, architecture),
         settings=settings,

@@ -63,6 +63,28 @@ def test_the_run_folder_holds_everything(searched):
     }
 
 
+def test_the_first_trials_are_published_configurations_by_name(searched):
+    place, done = searched
+    assert "note     first trials: LoRA, Pfeiffer, parallel adapter, MAM" in done.err
+    names = [trial["baseline"] for trial in place.json("show", "trials", "--run", "runs/r")]
+    assert names == ["LoRA", "Pfeiffer", "parallel adapter", "MAM"]
+    assert "Pfeiffer" in place("show", "trials", "--run", "runs/r").out
+
+
+def test_a_search_for_the_front_with_another_sampler_goes_without_them_if_told(place):
+    options = ("--objective", "pareto", "--sampler", "optuna:QMCSampler", "--no-baselines", "--run", "runs/front")
+    done = place(*SEARCH, *QUICK, *options)
+    assert done.code == 0, done.err
+    assert "sampler optuna:QMCSampler, score and stored parameters" in done.err
+    assert "autopeft show pareto --run runs/front" in done.out
+    assert {trial["baseline"] for trial in place.json("show", "trials", "--run", "runs/front")} == {None}
+    again = place("search", "--config", "runs/front/config.yaml")
+    assert again.code == 0, again.err
+    other = place(*SEARCH, *QUICK, "--no-baselines", "--run", "runs/front")
+    assert other.code == 4
+    assert "objective: was pareto, now score" in other.err
+
+
 def test_trials_is_a_total_and_the_same_command_trains_nothing_twice(searched):
     place, _ = searched
     before = place.json("show", "trials", "--run", "runs/r")

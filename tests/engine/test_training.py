@@ -246,6 +246,32 @@ def test_lora_plus_gives_b_its_own_learning_rate(trainer: TransformerTrainer) ->
     assert all(peak == (16 * 1e-2 if name in of_b else 1e-2) for name, peak in peaks.items())
 
 
+def test_modules_of_a_kind_may_have_a_learning_rate_and_a_decay_of_their_own(trainer: TransformerTrainer) -> None:
+    own = {"modules.lora.learning_rate": 0.02, "modules.prefix.weight_decay": 0.3, "modules.bitfit.learning_rate": 0.5}
+    spec = training_of(recipe(lora_plus_ratio=4.0, weight_decay=0.1), job(Path(), **own))
+    with shared(trainer).adapted(HYBRID, dropout=0.0, seed=0) as adapted:
+        groups = parameter_groups(adapted, spec)
+        names = {id(parameter): name for name, parameter in adapted.named_parameters()}
+    seen = set()
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            kind = name.partition("autopeft_")[2].partition("_")[0].partition(".")[0]
+            seen.add(kind)
+            peak = {"lora": 0.02, "bias": 0.5}.get(kind, 1e-2) * (4 if "lora_B" in name else 1)
+            assert group["peak"] == peak, name
+            assert group["weight_decay"] == (0 if parameter.dim() < 2 else 0.3 if kind == "prefix" else 0.1), name
+    assert {"lora", "bias", "prefix", "serial", "parallel", ""} <= seen
+
+
+def test_a_learning_rate_of_one_kind_changes_what_is_learned(trainer: TransformerTrainer, tmp_path: Path) -> None:
+    plain = run(trainer, job(tmp_path / "plain", epochs=1)).result
+    other = run(trainer, job(tmp_path / "other", epochs=1, **{"modules.parallel.learning_rate": 0.5})).result
+    assert plain.epochs[0].train_loss != other.epochs[0].train_loss
+    failed = run(trainer, job(tmp_path / "wrong", **{"modules.parallel.learning_rate": 50.0})).result
+    assert "training.modules.parallel.learning_rate" in (failed.error or "")
+
+
 @pytest.mark.parametrize("damage", ["missing file", "missing key", "surplus key", "other shape"])
 def test_damaged_weights_are_refused(trainer: TransformerTrainer, tmp_path: Path, damage: str) -> None:
     run(trainer, job(tmp_path, epochs=1))

@@ -8,6 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict
 
 import autopeft.hybrid.modules as hybrid_modules
 from autopeft.hybrid import HybridConfig, anatomy_of, load_strict
+from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.counting import count_parameters
 from autopeft.space.modules import GATES, MODULES
 from tests.hybrid.adapted import (
@@ -67,6 +68,15 @@ def test_counted_parameters_are_those_that_train_and_those_that_are_saved(name, 
     assert count.trained == sum(p.numel() for p in trainable(adapted).values())
     saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     assert count.stored == sum(tensor.numel() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_every_adapter_parameter_is_known_by_its_kind(kind):
+    model = classifier("bert")
+    adapted = adapt(model, everywhere(kind, anatomy_of(model.config)))
+    assert {name for name, _ in trainable(adapted).items()} == {
+        name for name, p in adapted.named_parameters() if p.requires_grad and kinds_of_parameters(adapted)[p] == kind
+    }
 
 
 @every_case

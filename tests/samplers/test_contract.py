@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,26 +27,36 @@ def score(candidate: Candidate) -> float:
 
 
 def observed(c: Candidate, state="complete") -> Observation:
-    is_complete = state == "complete"
+    is_complete, is_pruned = state == "complete", state == "pruned"
+    curve = (score(c) / 2, score(c)) if is_complete else (score(c) / 2,) if is_pruned else ()
     return Observation(
-        c.params, c.architecture.id, state, score(c) if is_complete else None, c.stored, 1.0 if is_complete else None
+        c.params,
+        c.architecture.id,
+        state,
+        score(c) if is_complete else None,
+        c.stored,
+        1.0 if is_complete else None,
+        curve,
     )
 
 
-def run(sampler, space: SearchSpace, n_trials: int, seed: int = 0, past=()) -> list[Observation]:
-    past = list(past)
-    for number in range(len(past), n_trials):
-        c = propose(sampler, Ask(space, past, seed * 1000 + number))
-        state = "failed" if number % 7 == 3 else "running" if number == n_trials - 2 else "complete"
+def run(sampler, space: SearchSpace, n_trials: int, seed: int = 0, objective="score") -> list[Observation]:
+    """Some trials fail, some are pruned, and the last but one is pending."""
+    past = []
+    for number in range(n_trials):
+        c = propose(sampler, Ask(space, past, seed * 1000 + number, objective))
+        state = {3: "failed", 5: "pruned"}.get(number % 8, "running" if number == n_trials - 2 else "complete")
         past.append(observed(c, state))
     return past
 
 
-@every_sampler
-@pytest.mark.parametrize("name", ["hybrid", "s4", "autopeft"])
-def test_proposals_are_in_the_space_within_the_budget_and_new(sampler, name):
-    space = SearchSpace(load_space(name), ANATOMY, 113_566)
-    past = run(sampler, space, 24)
+def home(name: str) -> tuple[SearchSpace, int]:
+    """A space in which the sampler is quick, and trials enough to see more of it than its random start."""
+    space, n_trials = ("unipelt", 18) if name == "gp" else ("hybrid", 28)
+    return SearchSpace(load_space(space), ANATOMY, 113_566), n_trials
+
+
+def check(space: SearchSpace, past: list[Observation]) -> None:
     for observation in past:
         candidate = space.candidate(dict(observation.params))
         assert space.is_valid(candidate)
@@ -53,24 +64,58 @@ def test_proposals_are_in_the_space_within_the_budget_and_new(sampler, name):
     assert len({o.architecture_id for o in past}) == len(past)
 
 
-@every_sampler
-def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(sampler):
-    space = SearchSpace(load_space("hybrid"), ANATOMY, 113_566)
-    whole = run(sampler, space, 20)
-    again = SearchSpace(load_space("hybrid"), ANATOMY, 113_566)
-    assert propose(sampler, Ask(again, whole[:15], 15)) == again.candidate(dict(whole[15].params))
+@pytest.mark.parametrize("objective", ["score", "pareto"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_proposals_are_in_the_space_within_the_budget_and_new(name, objective):
+    space, n_trials = home(name)
+    check(space, run(SAMPLERS[name], space, n_trials, objective=objective))
+
+
+@pytest.mark.parametrize("space", ["s4", "autopeft"])
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"gp"}))
+def test_spaces_that_fill_or_mask_are_searched_too(name, space):
+    bound = SearchSpace(load_space(space), ANATOMY, 113_566)
+    check(bound, run(SAMPLERS[name], bound, 24))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_proposals_are_the_same_in_another_process(name):
+def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(name):
+    space, n_trials = home(name)
+    whole = run(SAMPLERS[name], space, n_trials)
+    again, _ = home(name)
+    for number in (n_trials - 1, 7):
+        assert propose(SAMPLERS[name], Ask(again, whole[:number], number)) == again.candidate(
+            dict(whole[number].params)
+        )
+
+
+def test_proposals_are_the_same_in_another_process():
     code = (
         "from tests.samplers.test_contract import *\n"
-        "space = SearchSpace(load_space('hybrid'), ANATOMY, 113_566)\n"
-        f"print([o.architecture_id for o in run(SAMPLERS[{name!r}], space, 14)])"
+        "print({name: [o.architecture_id for o in run(SAMPLERS[name], *home(name))] for name in SAMPLERS})"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    space = SearchSpace(load_space("hybrid"), ANATOMY, 113_566)
-    assert other == str([o.architecture_id for o in run(SAMPLERS[name], space, 14)])
+    assert other == str({name: [o.architecture_id for o in run(SAMPLERS[name], *home(name))] for name in SAMPLERS})
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"random"}))
+def test_what_was_learned_changes_the_proposal(name):
+    space, n_trials = home(name)
+    past = run(SAMPLERS[name], space, n_trials)
+    worse = [replace(o, score=None if o.score is None else -o.score) for o in past]
+    proposals = {propose(SAMPLERS[name], Ask(space, trials, 1)).architecture.id for trials in (past, worse)}
+    assert len(proposals) == 2
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "evolution"])
+def test_two_objectives_lead_to_smaller_architectures(name):
+    space, _ = home(name)
+
+    def late(objective: str) -> float:
+        runs = [run(SAMPLERS[name], space, 60, seed, objective)[30:] for seed in range(2)]
+        return float(np.mean([o.stored for past in runs for o in past]))
+
+    assert late("pareto") < late("score")
 
 
 @every_sampler
@@ -91,12 +136,13 @@ def test_an_impossible_budget_is_an_error(sampler):
         propose(sampler, Ask(SearchSpace(load_space("hybrid"), ANATOMY, 100), [], 0))
 
 
-def test_tpe_learns_more_than_random():
+@pytest.mark.parametrize("name", ["tpe", "evolution"])
+def test_it_learns_more_than_random(name):
     space = SearchSpace(load_space("lora"), ANATOMY, 113_566)
 
-    def best(name: str, seed: int) -> float:
-        past = run(SAMPLERS[name], space, 40, seed)
+    def best(sampler: str, seed: int) -> float:
+        past = run(SAMPLERS[sampler], space, 40, seed)
         return max(o.score for o in past if o.score is not None)
 
-    gains = [best("tpe", seed) - best("random", seed) for seed in range(3)]
+    gains = [best(name, seed) - best("random", seed) for seed in range(3)]
     assert np.mean(gains) > 0

@@ -8,7 +8,7 @@ import pytest
 from autopeft.errors import ConfigError
 from autopeft.space.architecture import Architecture
 from autopeft.space.counting import count_parameters
-from autopeft.space.feasible import FeasibleSet, share_within
+from autopeft.space.feasible import Bounds, FeasibleSet, share_within
 from autopeft.space.parameters import Choices
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec
@@ -78,7 +78,7 @@ def test_points_are_counted_as_they_are_listed(case):
     space = bound(case)
     points = list(space.points())
     assert len({point.params for point in points}) == len(points) == space.cardinality
-    assert share_within(space.tables, 2_000) == sum(space.is_valid(point) for point in points)
+    assert share_within(space.tables, Bounds(2_000)) == sum(space.is_valid(point) for point in points)
 
 
 @every_case
@@ -127,7 +127,7 @@ def test_samples_have_the_prior_on_condition_that_they_fit(case, budget):
 @every_case
 def test_points_of_equal_weight_are_drawn_alike(case):
     space = bound(case)
-    feasible = FeasibleSet(space.tables, 2_000, "points")
+    feasible = FeasibleSet(space.tables, Bounds(2_000), "points")
     rng = np.random.default_rng(1)
     wanted = {p.params for p in space.points() if space.is_valid(p)}
     n, drawn = 1_500, Counter()

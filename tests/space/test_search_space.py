@@ -14,7 +14,7 @@ from autopeft.errors import BudgetError, ConfigError
 from autopeft.resources import find_yaml, shipped_names
 from autopeft.space.architecture import Architecture, place
 from autopeft.space.counting import count_parameters
-from autopeft.space.feasible import FeasibleSet
+from autopeft.space.feasible import Bounds, FeasibleSet
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from tests.anatomies import ANATOMIES, bert_like
@@ -212,7 +212,7 @@ def test_the_share_within_the_budget_agrees_with_sampling_it(name):
         assert share.points == sum(space.is_valid(point) for point in space.points())
         return
     everything = SearchSpace(space.spec, space.anatomy, space.anatomy.n_parameters * 100)
-    points = FeasibleSet(everything.tables, everything.budget, "points")
+    points = FeasibleSet(everything.tables, Bounds(everything.budget), "points")
     rng, n, drawn, within = np.random.default_rng(0), 400, 0, 0
     while drawn < n:
         point = space.candidate(space.complete(points.draw(rng), lambda p: p.domain.sample(rng)))

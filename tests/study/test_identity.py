@@ -47,6 +47,16 @@ def test_totals_may_change_and_the_budget_may_grow(change):
     assert check(identity(), identity(**change)) == ()
 
 
+def test_second_budgets_may_be_loosened_or_dropped():
+    limited = identity(limits={"max_trained": 500, "max_latency_overhead": 1.2})
+    assert check(limited, identity(limits={"max_trained": 600})) == ()
+    assert check(limited, identity()) == ()
+    with pytest.raises(StudyMismatchError, match=r"max-latency-overhead: was 1\.2, now 1\.1; it may only grow"):
+        check(limited, identity(limits={"max_latency_overhead": 1.1}))
+    with pytest.raises(StudyMismatchError, match="max-memory: was no limit, now 8,000,000; it may only grow"):
+        check(limited, identity(limits={"max_memory": 8_000_000}))
+
+
 def test_versions_only_warn():
     warnings = check(identity(facts={"torch": "2.13", "peft": "0.21"}), identity(facts={"torch": "2.14", "new": "1"}))
     assert warnings == ("new: was absent, now 1", "peft: was 0.21, now absent", "torch: was 2.13, now 2.14")
@@ -54,10 +64,15 @@ def test_versions_only_warn():
 
 def test_an_identity_survives_json():
     assert Identity.from_json(identity(time=7.5).to_json()) == identity(time=7.5)
+    limited = identity(limits={"max_memory": 9})
+    assert Identity.from_json(limited.to_json()) == limited
+    assert Identity.from_json(limited.to_json()).limits == {"max_memory": 9}
+    assert "limits" not in identity().to_json()  # as studies were written before there were limits
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": True}, {"model": "bert"}, {"facts": {"a": 1}}, {"unknown": 1}, {"trials": None}]
+    "change",
+    [{"seed": True}, {"model": "bert"}, {"facts": {"a": 1}}, {"unknown": 1}, {"trials": None}, {"limits": {"a": "b"}}],
 )
 def test_a_damaged_identity_is_refused(change):
     with pytest.raises(StudyCorruptError):

@@ -19,7 +19,7 @@ from autopeft.study.events import read
 from autopeft.study.lock import RunLock
 from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded
 from autopeft.study.reader import read_study
-from autopeft.study.record import StudyView
+from autopeft.study.record import StudyView, pareto_front
 from autopeft.study.search import search
 from tests.study.toy_search import ANATOMY, toy_plan
 
@@ -138,6 +138,21 @@ def test_equal_failures_in_a_row_end_the_search_with_the_cause(tmp_path):
     assert len(read_study(tmp_path / "run").trials) == 3
 
 
+def test_architectures_over_a_limit_are_no_failures_and_are_not_tried_again(tmp_path):
+    rejected = dict.fromkeys(range(1, 12), "limit")
+    outcome = search(toy_plan(tmp_path / "run", 3, ToyBackend(failures=rejected)))
+    view = check_invariants(tmp_path / "run", 3)
+    assert outcome.reason == "trials"
+    assert [t.result.cause for t in view.trials if t.state == "failed"] == ["over a limit"] * 11
+    assert len({t.architecture.id for t in view.trials}) == len(view.trials) == 14
+
+
+def test_a_limit_that_nothing_keeps_ends_the_search_with_the_advice_to_loosen_it(tmp_path):
+    with pytest.raises(FailurePolicyError, match=r"50 architectures in a row were rejected.*Loosen the limit"):
+        search(toy_plan(tmp_path / "run", 9, ToyBackend(failures=dict.fromkeys(range(60), "limit"))))
+    assert len(read_study(tmp_path / "run").trials) == 50
+
+
 def test_only_the_best_weights_are_kept(tmp_path):
     run = tmp_path / "run"
     outcome = search(toy_plan(run, 6, keep=2))
@@ -145,6 +160,23 @@ def test_only_the_best_weights_are_kept(tmp_path):
     ranked = sorted(outcome.view.trials, key=lambda t: -t.score)
     assert kept == {t.number for t in ranked[:2]}
     assert len(list(run.glob("trials/*/result.json"))) == 6
+
+
+def test_the_front_is_searched_and_its_weights_are_kept(tmp_path):
+    run, asked = tmp_path / "run", []
+    plan = toy_plan(run, 12, ToyBackend(anatomy=ANATOMY), keep=1, sampler="evolution", objective="pareto")
+
+    def spy(ask):
+        asked.append(ask.objective)
+        return plan.sampler(ask)
+
+    outcome = search(replace(plan, sampler=spy))
+    assert asked == ["pareto"] * 12
+    front = {t.number for t in pareto_front(outcome.view.trials)}
+    assert len(front) > 1
+    assert {int(path.parent.name) for path in run.glob("trials/*/toy.json")} == front
+    with pytest.raises(StudyMismatchError, match="objective: was pareto, now score"):
+        search(toy_plan(run, 13))
 
 
 def test_the_space_is_searched_to_its_end(tmp_path):

@@ -37,7 +37,7 @@ def toy_plan(
         data=Part("toy", "0"),
         metric=Part("accuracy", "accuracy"),
         training=Part("toy", "0"),
-        objective="score",
+        objective=settings.objective,
         seed=settings.seed,
         budget=settings.budget,
         budget_parameters=space.budget or 0,

@@ -18,12 +18,20 @@ from autopeft.errors import ModelError
 from autopeft.hybrid.modules.base import LayerScope, Parameters
 
 
+class ScalarGate(nn.Module):
+    """One number. A module like the other gates: PEFT takes parameters under one name to be of one sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
 def new_gate(mode: str, kind: str, width: int) -> Parameters:
     """The parameters of a gate that starts near 1/2, under its kind's name; none for mode `none`."""
     if mode == "none":
         return {}
     if mode == "scalar":
-        return {f"{kind}_gate": nn.Parameter(torch.zeros(1))}
+        return {f"{kind}_gate": ScalarGate()}
     gate = nn.Linear(width, 1)
     nn.init.normal_(gate.weight, std=0.02)
     nn.init.zeros_(gate.bias)
@@ -37,7 +45,7 @@ def gate_value(mode: str, gate: Any, x: Tensor, scope: LayerScope) -> Tensor:
         ModelError: `mean` on inputs that are not whole sentences.
     """
     if mode == "scalar":
-        return torch.sigmoid(gate)
+        return torch.sigmoid(gate.weight)
     value = torch.sigmoid(gate(x.to(gate.weight.dtype)))
     return value if mode == "token" else _mean_over_tokens(value, scope.true_tokens)
 
@@ -45,7 +53,7 @@ def gate_value(mode: str, gate: Any, x: Tensor, scope: LayerScope) -> Tensor:
 def log_gate_value(mode: str, gate: Any, x: Tensor | None) -> Tensor:
     """The logarithm of a gate `token` for `x` (B, T, H) as (B, T, 1), of a gate `scalar` as (1, 1, 1)."""
     if mode == "scalar":
-        return functional.logsigmoid(gate).view(1, 1, 1)
+        return functional.logsigmoid(gate.weight).view(1, 1, 1)
     assert x is not None
     return functional.logsigmoid(gate(x.to(gate.weight.dtype)))
 
