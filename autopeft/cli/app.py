@@ -82,6 +82,13 @@ def search(
         bool | None,
         typer.Option("--baselines/--no-baselines", help="Published configurations at this budget as first trials."),
     ] = None,
+    from_: Annotated[
+        list[str] | None, typer.Option("--from", help="Run folder of an earlier study to learn from; can be repeated.")
+    ] = None,
+    cost_aware: Annotated[
+        bool | None,
+        typer.Option("--cost-aware/--no-cost-aware", help="Weigh improvement against the seconds of a trial."),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
@@ -121,6 +128,8 @@ def search(
         "sampler": sampler,
         "objective": objective,
         "baselines": baselines,
+        "from": tuple(from_ or ()),
+        "cost_aware": cost_aware,
         "trials": trials,
         "time": time,
         "seed": seed,

@@ -174,7 +174,7 @@ def run_count(model: str | None, space: str | None, spec: str | None, budget: st
     rows = [_extreme("smallest", smallest, anatomy), _extreme("largest", largest, anatomy)]
     text = [
         f"{name}: {anatomy.n_parameters:,} parameters (as AutoModel loads it: task head excluded, tied weights once)",
-        table(("", "stored", "of the model", "architecture"), rows),
+        table(("", "stored", "of the model", "trained", "architecture"), rows),
     ]
     data = {
         "model": name,
@@ -185,13 +185,14 @@ def run_count(model: str | None, space: str | None, spec: str | None, budget: st
     return "\n".join(text), data
 
 
-def _extreme(name: str, candidate: Candidate, anatomy: Anatomy) -> tuple[str, str, str, str]:
+def _extreme(name: str, candidate: Candidate, anatomy: Anatomy) -> tuple[str, ...]:
     layers = "; ".join(layer_map(candidate.architecture))
-    return name, f"{candidate.stored:,}", share(candidate.stored, anatomy.n_parameters), layers
+    of_model = share(candidate.stored, anatomy.n_parameters)
+    return name, f"{candidate.stored:,}", of_model, f"{candidate.trained:,}", layers
 
 
 def _candidate_data(candidate: Candidate) -> dict[str, Any]:
-    return {"stored": candidate.stored, "architecture": candidate.architecture.to_json()}
+    return {"stored": candidate.stored, "trained": candidate.trained, "architecture": candidate.architecture.to_json()}
 
 
 def _count_spec(path: Path, model: str | None) -> Report:

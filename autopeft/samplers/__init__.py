@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from autopeft.samplers.bo import suggest_bo
 from autopeft.samplers.evolution import suggest_evolution
 from autopeft.samplers.gp import suggest_gp
 from autopeft.samplers.named import named_sampler
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
+        "bo": suggest_bo,
         "random": suggest_random,
         "tpe": suggest_tpe,
         "gp": suggest_gp,
@@ -30,8 +32,15 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     }
 )
 
+LEARNS_FROM_EARLIER = frozenset({"bo", "evolution"})
+"""Samplers that make use of `Ask.earlier`."""
+WEIGHS_SECONDS = frozenset({"bo"})
+"""Samplers that make use of `Ask.per_second`."""
+
 __all__ = [
+    "LEARNS_FROM_EARLIER",
     "SAMPLERS",
+    "WEIGHS_SECONDS",
     "Ask",
     "Earlier",
     "Objective",

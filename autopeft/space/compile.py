@@ -25,6 +25,8 @@ from autopeft.space.parameters import Choices, Domain, Interval, Parameter
 from autopeft.space.spec import TRAINING_FIELDS, Condition, ModuleSpec, SpaceSpec
 from autopeft.space.units import FUSED, Entry, EntryDepth, Position, Structure, Unit, switch_name
 
+_GROUPING = ("groups", "pattern")
+
 
 @dataclass
 class _Compiling:
@@ -189,8 +191,12 @@ def _units(compiling: _Compiling, counts: tuple[int, ...], depths: dict[str, Ent
             prefix = module_name if per == "model" else f"{name}.{module_name}"
             entry = _entry(compiling, prefix, module_name, position, depths.get(module_name), parents)
             if entry is not None:
+                if module.mask:
+                    entry = replace(entry, mask=tuple(switches := _maskable(compiling, group, counts)))
                 entries.append(entry)
-                compiling.parameters += [*entry.parameters, *_switches(entry, compiling.anatomy)]
+                compiling.parameters += entry.parameters
+                if module.mask:
+                    compiling.parameters += _switches(entry, compiling.anatomy, parents, switches)
         if entries:
             yield Unit(name, tuple(entries), group, position, tuned, spec.at_least_one and group is not None)
 
@@ -259,10 +265,7 @@ def _entry(
             notes.append(f"{name}: a mean gate would look ahead in a causal model; left out")
             domain = Choices(tuple(v for v in domain.values if v != "mean") or ("none",))
         settings.append((option, _constant(domain)))
-    mask = tuple((stack, index) for stack, index, _ in anatomy.layers) if module.mask else ()
-    entry = Entry(
-        next(compiling.numbers), name, prefix, kind.name, tuple(settings), tuple(role_map.items()), depth, mask
-    )  # fmt: skip
+    entry = Entry(next(compiling.numbers), name, prefix, kind.name, tuple(settings), tuple(role_map.items()), depth)
     return replace(entry, parameters=tuple(_entry_parameters(entry, parents)))
 
 
@@ -290,13 +293,48 @@ def _entry_parameters(entry: Entry, parents: tuple[tuple[str, frozenset[Scalar]]
         yield Parameter(entry.option_name(name), domain, conditions)
 
 
-def _switches(entry: Entry, anatomy: Anatomy) -> Iterator[Parameter]:
+Conditions = tuple[tuple[str, frozenset[Scalar]], ...]
+
+
+def _maskable(compiling: _Compiling, group: int | None, counts: tuple[int, ...]) -> dict[Position, Conditions]:
+    """Layers that may be in the group (of all, where there is none) → when they are."""
+    spec, anatomy = compiling.spec, compiling.anatomy
+    everywhere = [(stack, index) for stack, index, _ in anatomy.layers]
+    if group is None:
+        return dict.fromkeys(everywhere, ())
+    # Numbers of groups and patterns are not both searched where groups are masked, so that one of them decides.
+    name, values = next(
+        (
+            (p.name, p.domain.values)
+            for p in compiling.parameters
+            if p.name in _GROUPING and isinstance(p.domain, Choices)
+        ),
+        ("groups", (counts[0],)),
+    )
+    constants = dict(compiling.constants)
+    holding: dict[Position, set[Scalar]] = {}
+    for value in values:
+        grouping = {**constants, name: value}
+        for at, number in layer_groups(spec, anatomy, int(grouping["groups"]), str(grouping["pattern"])).items():
+            if number == group:
+                holding.setdefault(at, set()).add(value)
+    return {
+        at: () if len(holding[at]) == len(values) else ((name, frozenset(holding[at])),)
+        for at in everywhere
+        if at in holding
+    }
+
+
+def _switches(
+    entry: Entry, anatomy: Anatomy, parents: Conditions, layers: dict[Position, Conditions]
+) -> Iterator[Parameter]:
     """The entry's own on/off switches of layers."""
     lengths = {stack.name: len(stack.layers) for stack in anatomy.stacks}
     size = dict(entry.settings)["size"]
-    on = ((entry.size_name, frozenset(v for v in size.values if v != 0)),) if isinstance(size, Choices) else ()
-    for position in entry.mask if size != 0 else ():
-        conditions: tuple[tuple[str, frozenset[Scalar]], ...] = on
+    if isinstance(size, Choices):
+        parents = ((entry.size_name, frozenset(v for v in size.values if v != 0)),)
+    for position, of_group in layers.items() if size != 0 else ():
+        conditions = parents + of_group
         if entry.depth is not None:
             covering = entry.depth.covering(position[1], lengths[position[0]])
             if not covering:

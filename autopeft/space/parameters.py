@@ -100,6 +100,14 @@ def first_on(parameter: Parameter) -> Scalar:
     return middle(parameter)
 
 
+def nearest(parameter: Parameter, value: Scalar | None) -> Scalar:
+    """The value of the parameter's domain that is nearest to a given one; the middle where there is none such."""
+    domain = parameter.domain
+    if value is None or isinstance(value, str | bool) or not isinstance(domain, Interval):
+        return value if value is not None and domain.contains(value) else middle(parameter)
+    return domain.round(float(value))
+
+
 def middle(parameter: Parameter) -> Scalar:
     """The middle value of a parameter's domain."""
     domain = parameter.domain

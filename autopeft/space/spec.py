@@ -86,7 +86,7 @@ class ModuleSpec(Frozen):
     depth: Depth | None = None
     """Only in the first or last k layers; all layers by default."""
     mask: bool = False
-    """An on/off switch of its own for every layer; for modules per model."""
+    """An on/off switch of its own for every layer (of its group); a module per layer has size 0 for that."""
     roles: Word | None = None
     """Sites, several joined by a comma: `q,v` for LoRA, `ffn` or `attn,ffn` for adapters."""
     alpha: Number | None = None
@@ -127,8 +127,8 @@ class ModuleSpec(Frozen):
 
     @model_validator(mode="after")
     def _maskable(self) -> Self:
-        if self.mask and self.per != "model":
-            raise ValueError(f"a mask of its own is for modules per model; per {self.per}, list 0 among the sizes")
+        if self.mask and self.per == "layer":
+            raise ValueError("a mask of its own is for modules per model or group; per layer, list 0 among the sizes")
         return self
 
     def option(self, name: str) -> Number | NumberOrWord | None:
@@ -191,6 +191,15 @@ class SpaceSpec(Frozen):
             problems = [problem for number in range(len(self.exclude)) for problem in self._exclusion_problems(number)]
         if self.layers.mask and any(module.per == "layer" for module in self.modules.values()):
             problems.append("layers.mask: modules per layer are switched by their sizes; list 0 among them")
+        several = isinstance(self.layers.pattern, tuple) and len(set(self.layers.pattern)) > 1
+        if (
+            several
+            and len(self.layers.group_counts) > 1
+            and any(m.mask and m.per == "group" for m in self.modules.values())
+        ):
+            problems.append(
+                "layers: with masks per group, search either the number of groups or their pattern, not both"
+            )
         if self.layers.mask and any(module.mask or module.depth for module in self.modules.values()):
             problems.append("layers.mask: cannot stand beside a depth or a mask of a module")
         if problems:

@@ -7,12 +7,13 @@ the space does not have take the space's own, which the name then tells; what th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.choices import FILL, share_of
 from autopeft.space.groups import group_of_layers
 from autopeft.space.modules import MODULES, Scalar
-from autopeft.space.parameters import Choices, Interval, Parameter, middle
+from autopeft.space.parameters import Choices, Interval, Parameter, middle, nearest
 from autopeft.space.search_space import Candidate, SearchSpace
 from autopeft.space.units import FUSED, Entry, Position, Unit
 
@@ -83,7 +84,7 @@ def _s4(anatomy: Anatomy, *roles: frozenset[str]) -> Iterator[Component]:
 
 
 def find_baselines(
-    space: SearchSpace, training: Mapping[str, Scalar]
+    space: SearchSpace, training: Mapping[str, Any]
 ) -> tuple[tuple[Baseline, ...], tuple[tuple[str, str], ...]]:
     """The configurations that the space holds within its budget, and (name, reason) of the others.
 
@@ -105,9 +106,7 @@ def find_baselines(
     return tuple(found.values()), tuple(absent)
 
 
-def _fitted(
-    space: SearchSpace, name: str, components: tuple[Component, ...], training: Mapping[str, Scalar]
-) -> Baseline:
+def _fitted(space: SearchSpace, name: str, components: tuple[Component, ...], training: Mapping[str, Any]) -> Baseline:
     """The configuration at the largest scale that fits.
 
     Raises:
@@ -133,11 +132,11 @@ def _fitted(
     raise LookupError("over the budget at its smallest, or excluded")
 
 
-def _structural(parameter: Parameter, training: Mapping[str, Scalar]) -> Scalar:
+def _structural(parameter: Parameter, training: Mapping[str, Any]) -> Scalar:
     """Groups as S4 has them, all layers in, training as in the recipe; sizes and options are set elsewhere."""
     domain = parameter.domain
     if parameter.is_training:
-        return _nearest(parameter, training.get(parameter.name))
+        return recipe_value(parameter, training)
     if isinstance(domain, Interval):
         return middle(parameter)
     known: Mapping[str, Scalar] = {"groups": _GROUPS, "pattern": _PATTERN, "allocation": "uniform"}
@@ -147,11 +146,16 @@ def _structural(parameter: Parameter, training: Mapping[str, Scalar]) -> Scalar:
     return wanted if domain.contains(wanted) else domain.values[0]
 
 
-def _nearest(parameter: Parameter, value: Scalar | None) -> Scalar:
-    domain = parameter.domain
-    if isinstance(domain, Choices) or value is None or isinstance(value, str):
-        return value if value is not None and domain.contains(value) else middle(parameter)
-    return domain.round(float(value))
+def recipe_value(parameter: Parameter, training: Mapping[str, Any]) -> Scalar:
+    """The value of a searched training setting that is nearest to the recipe's; of a kind of module, to its own first.
+
+    `training` is by field; settings of one kind may stand under `modules`, or as `modules.lora.learning_rate`.
+    """
+    setting = parameter.setting or parameter.name
+    *path, field_name = setting.split(".")
+    own = (training.get("modules") or {}).get(path[-1]) if path else None
+    value = training.get(setting, (own or {}).get(field_name))
+    return nearest(parameter, training.get(field_name) if value is None else value)
 
 
 def _assigned(

@@ -42,14 +42,16 @@ class Identity:
     """In all, not in addition to those that have run."""
     time: float | None = None
     """Seconds of search in all; None where only the trials are limited."""
+    earlier: tuple[str, ...] = ()
+    """Run folders of the studies whose trials it started from, as the user named them."""
     limits: Mapping[str, int | float] = field(default_factory=dict, hash=False)
     """Second budgets by option: `max_trained` (parameters), `max_latency_overhead` (ratio), `max_memory` (bytes)."""
     facts: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What may differ with a warning: versions of libraries."""
 
     def to_json(self) -> dict[str, Any]:
-        data = {**asdict(self), "facts": dict(self.facts), "limits": dict(self.limits)}
-        return data if self.limits else {name: value for name, value in data.items() if name != "limits"}
+        data = {**asdict(self), "facts": dict(self.facts), "limits": dict(self.limits), "earlier": list(self.earlier)}
+        return {name: value for name, value in data.items() if value or name not in _OPTIONAL}
 
     @classmethod
     def from_json(cls, data: Any) -> "Identity":
@@ -58,20 +60,25 @@ class Identity:
         Raises:
             StudyCorruptError: a key is missing, unknown or of another type.
         """
-        if not isinstance(data, dict) or {*data, "limits"} != {*_PARTS, *_SCALARS, "facts", "limits"}:
+        if not isinstance(data, dict) or {*data, *_OPTIONAL} != {*_PARTS, *_SCALARS, "facts", *_OPTIONAL}:
             raise StudyCorruptError("the study's identity is incomplete or has unknown keys")
         wrong = [name for name in _PARTS if not _is_part(data[name])]
         wrong += [name for name, kinds in _SCALARS.items() if type(data[name]) not in kinds]
         if not (isinstance(data["facts"], dict) and all(isinstance(v, str) for v in data["facts"].values())):
             wrong.append("facts")
+        earlier = data.get("earlier", [])
+        if not (isinstance(earlier, list) and all(isinstance(name, str) for name in earlier)):
+            wrong.append("earlier")
         limits = data.get("limits", {})
         if not (isinstance(limits, dict) and all(type(v) in (int, float) for v in limits.values())):
             wrong.append("limits")
         if wrong:
             raise StudyCorruptError(f"the study's identity cannot be read: {', '.join(wrong)}")
-        return cls(**{**data, **{name: Part(**data[name]) for name in _PARTS}})
+        return cls(**{**data, "earlier": tuple(earlier), **{name: Part(**data[name]) for name in _PARTS}})
 
 
+_OPTIONAL = ("limits", "earlier")
+"""Written only where there are any, so that studies of before have them not."""
 _PARTS = ("space", "model", "data", "metric", "training")
 _SCALARS: Mapping[str, tuple[type, ...]] = {
     "objective": (str,),
@@ -103,6 +110,9 @@ def check(stored: Identity, current: Identity) -> tuple[str, ...]:
     for name in ("objective", "seed"):
         if getattr(stored, name) != getattr(current, name):
             differences.append(f"{name}: was {getattr(stored, name)}, now {getattr(current, name)}")
+    if stored.earlier != current.earlier:
+        start, other = (", ".join(names) or "nothing" for names in (stored.earlier, current.earlier))
+        differences.append(f"from: was {start}, now {other}")
     if current.budget_parameters < stored.budget_parameters:
         differences.append(
             f"budget: was {stored.budget} ({stored.budget_parameters:,} parameters), "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.engine.trial import Backend, TrialJob, trial_seed
-from autopeft.samplers import Sampler
+from autopeft.samplers import Earlier, Sampler
 from autopeft.space.architecture import Architecture
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.modules import Scalar
@@ -46,6 +46,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     """The first trials, before the sampler is asked."""
+    earlier: tuple[Earlier, ...] = ()
+    """Trials of earlier studies, for samplers that learn from them."""
 
     @property
     def budget_parameters(self) -> int:

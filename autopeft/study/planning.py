@@ -18,7 +18,7 @@ from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError
-from autopeft.samplers import find_sampler
+from autopeft.samplers import LEARNS_FROM_EARLIER, SAMPLERS, WEIGHS_SECONDS, find_sampler
 from autopeft.samplers.named import OptunaSampler
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
@@ -26,6 +26,7 @@ from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
+from autopeft.study.earlier import find_earlier
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
@@ -75,6 +76,7 @@ def make_plan(settings: SearchSettings) -> Plan:
     n_trials = settings.trials or recipe.trials
     baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
+    earlier, told = find_earlier(settings.from_, run, space)
     facts = {name: _version(name) for name in LIBRARIES}
     from autopeft.engine.reuse import CacheMemory  # torch, only after all that can be wrong is checked
     from autopeft.engine.training import TransformerBackend
@@ -91,6 +93,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         budget_parameters=space.budget or 0,
         trials=n_trials,
         time=seconds,
+        earlier=settings.from_,
         limits=limits_of_identity(space, limits),
         facts=facts,
     )
@@ -108,7 +111,9 @@ def make_plan(settings: SearchSettings) -> Plan:
         identity=identity,
         space=space,
         sampler=sampler,
-        backend=TransformerBackend(task.model, task.revision, recipe, task.data, limits, memory),
+        backend=TransformerBackend(
+            model=task.model, revision=task.revision, recipe=recipe, data=task.data, limits=limits, cache=memory
+        ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
@@ -121,8 +126,9 @@ def make_plan(settings: SearchSettings) -> Plan:
         ),
         context=context_of(task),
         facts=_facts(task) + limit_facts(space, limits),
-        notes=(*task.data.notes, *notes),
+        notes=(*task.data.notes, *notes, *told, *_without_effect(settings)),
         baselines=baselines,
+        earlier=earlier,
     )
 
 
@@ -192,6 +198,22 @@ def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baselin
     if absent:
         notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
     return found, tuple(notes)
+
+
+def _without_effect(settings: SearchSettings) -> tuple[str, ...]:
+    """What is asked for and the sampler does not do."""
+    name = settings.sampler
+    notes = []
+    if settings.from_ and name not in LEARNS_FROM_EARLIER:
+        notes.append(f"sampler {name} does not look at the trials of --from; {_those(LEARNS_FROM_EARLIER)}")
+    if settings.cost_aware and name not in WEIGHS_SECONDS:
+        notes.append(f"sampler {name} does not weigh seconds as --cost-aware asks; {_those(WEIGHS_SECONDS)}")
+    return tuple(notes)
+
+
+def _those(names: frozenset[str]) -> str:
+    able = [name for name in SAMPLERS if name in names]
+    return f"{' and '.join(able)} would" if able else "none that is here would"
 
 
 def default_workers(n_parameters: int) -> int:

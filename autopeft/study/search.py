@@ -22,6 +22,7 @@ from autopeft.samplers import Ask, Observation, SpaceExhaustedError, propose
 from autopeft.samplers.optuna_study import stored_distribution
 from autopeft.space.parameters import Params
 from autopeft.study.database import DATABASE_FILE
+from autopeft.study.earlier import EARLIER_SUMMARY, to_json
 from autopeft.study.identity import check
 from autopeft.study.layout import LOG_FILE, cache_folder
 from autopeft.study.lock import RunLock
@@ -165,10 +166,14 @@ class _Session:
                 start = TrialStart(point.architecture, point.stored, point.training, baseline=baseline.name)
                 return self._begin(dict(point.params), start)
         settled = self._n_settled()
-        past = [_observation(trial, trial.number < settled) for trial in self.store.trials]
+        timed = self.plan.settings.cost_aware
+        past = [_observation(trial, trial.number < settled, timed) for trial in self.store.trials]
         try:
             seed = trial_seed(self.plan.settings.seed, len(past))
-            ask = Ask(self.plan.space, past, seed, self.plan.settings.objective)
+            settings = self.plan.settings
+            ask = Ask(
+                self.plan.space, past, seed, settings.objective, self.plan.earlier, per_second=settings.cost_aware
+            )
             candidate = propose(self.plan.sampler, ask)
         except SpaceExhaustedError as error:
             self.exhausted = str(error)
@@ -234,7 +239,7 @@ class _Session:
             known = self.store.summary.get(HELD_OUT_SUMMARY)
             if not (isinstance(known, dict) and known.get("trial") == best.number):
                 self.listener(Evaluating(best))
-                self.store.set_summary(HELD_OUT_SUMMARY, _to_json(best.number, self._evaluate(best, pool)))
+                self.store.set_summary(HELD_OUT_SUMMARY, _evaluation_json(best.number, self._evaluate(best, pool)))
         return SearchOutcome(
             StudyView(self.store.identity, self.store.trials, dict(self.store.summary)), reason, message
         )
@@ -261,13 +266,17 @@ class _Session:
         return self.plan.job(trial.number, trial.architecture, trial.training)
 
 
-def _observation(trial: TrialRecord, is_settled: bool) -> Observation:
-    state, score = (trial.state, trial.score) if is_settled else ("running", None)
-    seconds = trial.result.seconds if is_settled and trial.result else None
-    return Observation(tuple(trial.params.items()), trial.architecture.id, state, score, trial.stored, seconds)
+def _observation(trial: TrialRecord, is_settled: bool, is_timed: bool) -> Observation:
+    """What the sampler is told of a trial; its seconds, which no other run repeats, only if it is to weigh them."""
+    known = (tuple(trial.params.items()), trial.architecture.id)
+    if not is_settled or trial.result is None:
+        return Observation(*known, "running", None, trial.stored)
+    curve = tuple(epoch.metrics[0][1] for epoch in trial.result.epochs if epoch.metrics)
+    seconds = trial.result.seconds if is_timed else None
+    return Observation(*known, trial.state, trial.score, trial.stored, seconds, curve)
 
 
-def _to_json(number: int, evaluation: Evaluation) -> dict[str, object]:
+def _evaluation_json(number: int, evaluation: Evaluation) -> dict[str, object]:
     return {
         "trial": number,
         "split": evaluation.split,
@@ -289,6 +298,8 @@ def _open_store(plan: Plan) -> tuple[Store, tuple[str, ...]]:
             atomic_write(plan.run / name, text)
         if CONTEXT_SUMMARY not in store.summary and plan.context:
             store.set_summary(CONTEXT_SUMMARY, dict(plan.context))
+        if EARLIER_SUMMARY not in store.summary and plan.earlier:
+            store.set_summary(EARLIER_SUMMARY, to_json(plan.earlier))
         return store, warnings
     except BaseException:
         store.close()

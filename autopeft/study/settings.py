@@ -38,6 +38,10 @@ class SearchSettings(Frozen):
     """`score`: the best score within the budget; `pareto`: the best score for every number of stored parameters."""
     baselines: bool = True
     """Whether published configurations (LoRA, MAM, …), as large as the budget allows, are the first trials."""
+    from_: tuple[str, ...] = Field(default=(), alias="from")
+    """Run folders of earlier studies, of this task or another, whose trials the sampler learns from: bo, evolution."""
+    cost_aware: bool = False
+    """Whether improvement is weighed against the seconds that a trial takes: bo. Such a study is not repeatable."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
     """Completed trials in all, earlier runs of the study included; the recipe's by default."""
     time: str | None = None
@@ -60,6 +64,11 @@ class SearchSettings(Frozen):
     set: tuple[str, ...] = ()
     """key=value, changes to the recipe (training.epochs=3), or to the space (space.layers.groups=2)."""
 
+    @field_validator("from_", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
     @field_validator("budget", "max_trained", "max_latency_overhead", mode="before")
     @classmethod
     def _number_as_text(cls, value: object) -> object:
@@ -77,12 +86,12 @@ def resolve_settings(
     """
     environ = os.environ if environ is None else environ
     options = []
-    for name, field in SearchSettings.model_fields.items():
+    for field_name, field in SearchSettings.model_fields.items():
+        name = field.alias or field_name
         if text := environ.get(variable := f"AUTOPEFT_{name.upper()}"):
             options.append((variable, name, _value(text, field.annotation)))
-    options += [
-        (f"--{name.replace('_', '-')}", name, value) for name, value in given.items() if value not in (None, ())
-    ]
+    named = {name.removesuffix("_"): value for name, value in given.items() if value not in (None, ())}
+    options += [(f"--{name.replace('_', '-')}", name, value) for name, value in named.items()]
     if config is None and not any(name == "budget" for _, name, _ in options):
         raise UsageError("give a budget, such as --budget 0.5% (of the base model's parameters), 500k or 300000")
     return load_options(SearchSettings, options, config)

@@ -73,16 +73,27 @@ def test_the_first_trials_are_published_configurations_by_name(searched):
 
 def test_a_search_for_the_front_with_another_sampler_goes_without_them_if_told(place):
     options = ("--objective", "pareto", "--sampler", "optuna:QMCSampler", "--no-baselines", "--run", "runs/front")
-    done = place(*SEARCH, *QUICK, *options)
+    done = place(*SEARCH, *QUICK, *options, "--trials", "2")
     assert done.code == 0, done.err
     assert "sampler optuna:QMCSampler, score and stored parameters" in done.err
     assert "autopeft show pareto --run runs/front" in done.out
     assert {trial["baseline"] for trial in place.json("show", "trials", "--run", "runs/front")} == {None}
-    again = place("search", "--config", "runs/front/config.yaml")
-    assert again.code == 0, again.err
     other = place(*SEARCH, *QUICK, "--no-baselines", "--run", "runs/front")
     assert other.code == 4
     assert "objective: was pareto, now score" in other.err
+
+
+def test_a_search_from_an_earlier_one_says_what_it_takes_and_what_the_sampler_leaves(searched):
+    place, _ = searched
+    options = ("--from", "runs/r", "--cost-aware", "--trials", "1", "--run", "runs/from")
+    done = place(*SEARCH, *QUICK, *options)
+    assert done.code == 0, done.err
+    assert "note     from runs/r: 4 of 4 complete trials are in this space" in done.err
+    assert "sampler tpe does not look at the trials of --from; evolution would" in done.err
+    assert "does not weigh seconds as --cost-aware asks" in done.err
+    none = place(*SEARCH, *QUICK, "--from", "runs/none", "--run", "runs/other")
+    assert none.code == 2
+    assert "runs/none" in none.err
 
 
 def test_trials_is_a_total_and_the_same_command_trains_nothing_twice(searched):

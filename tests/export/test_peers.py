@@ -1,20 +1,24 @@
-"""Other trainers read what we write for them with their own parsers. Each runs where its package is installed."""
+"""Other trainers read what we write for them with their own parsers; `tests/peers.py` installs them."""
 
+import importlib
 import json
 import os
 import subprocess
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from peft import PeftModel
 
 from autopeft.export.targets import write_target
+from tests import peers
 from tests.export.adapters import trained_adapter
 from tests.export.test_targets import base_of, n_trained
 from tests.hybrid.adapted import distance, logits
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.peers
 
 
 @pytest.fixture
@@ -30,9 +34,9 @@ def exported(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["lora", "mixed"])
 def test_axolotl_validates_the_yaml_and_builds_the_architecture(kind, exported):
-    config = pytest.importorskip("axolotl.utils.config")
     from axolotl.integrations.base import PluginManager
     from axolotl.loaders.adapter import load_adapter
+    from axolotl.utils import config
     from axolotl.utils.dict import DictDefault
 
     adapter = exported("axolotl", kind)
@@ -48,9 +52,11 @@ def test_axolotl_validates_the_yaml_and_builds_the_architecture(kind, exported):
         assert ours == adapter.spec.parsed_architecture
 
 
-def test_llama_factory_parses_the_yaml_and_trains_the_ranks(exported):
+def test_llama_factory_parses_the_yaml_and_trains_the_ranks(exported, monkeypatch):
     os.environ["DISABLE_VERSION_CHECK"] = "1"  # it names the versions that it was tested with, and refuses others
-    hparams = pytest.importorskip("llamafactory.hparams")
+    import llamafactory
+    from llamafactory import hparams
+
     adapter = exported("llama-factory", "lora")
     with open("llama_factory.yaml", encoding="utf-8") as file:  # noqa: PTH123
         given = yaml.safe_load(file)
@@ -58,16 +64,21 @@ def test_llama_factory_parses_the_yaml_and_trains_the_ranks(exported):
     base = base_of(adapter, "CAUSAL_LM")
     before = logits(base)
     assert finetuning_args.finetuning_type == "lora"
-    # What its model/adapter.py does with a single adapter to go on with.
-    model = PeftModel.from_pretrained(base, model_args.adapter_name_or_path[0], is_trainable=True)
+    # Its package `model` asks for a class that TRL has dropped; the module that makes adapters does not.
+    package = types.ModuleType("llamafactory.model")
+    package.__path__ = [str(Path(llamafactory.__file__).parent / "model")]
+    monkeypatch.setitem(sys.modules, "llamafactory.model", package)
+    make = importlib.import_module("llamafactory.model.adapter").init_adapter
+    model = make(base.config, base, model_args, finetuning_args, is_trainable=True)
     assert n_trained(model) == n_trained(adapter.model)
     assert distance(logits(model.eval()), before) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["lora", "mixed"])
 def test_ms_swift_takes_the_plugin_and_builds_the_architecture(kind, exported, tmp_path):
-    plugins = pytest.importorskip("swift.tuner_plugin")
     import importlib.util
+
+    import swift.tuner_plugin as plugins
 
     adapter = exported("ms-swift", kind)
     spec = importlib.util.spec_from_file_location("plugin", tmp_path / "out" / "plugin.py")
@@ -102,17 +113,14 @@ with torch.no_grad():
 
 
 def test_adapters_loads_the_stack_and_computes_the_same(tmp_path):
-    python = os.environ.get("ADAPTERS_PYTHON")
-    if not python:
-        pytest.skip("ADAPTERS_PYTHON names the Python of an environment with adapters 1.3")
     adapter = trained_adapter(tmp_path, "bert", "adapters")
     write_target("adapters", adapter.source, adapter.spec, tmp_path / "out")
     done = subprocess.run(
-        [python, "-c", LOADS_WITH_ADAPTERS, str(adapter.base), str(tmp_path / "out")],
+        [sys.executable, "-c", LOADS_WITH_ADAPTERS, str(adapter.base), str(tmp_path / "out")],
         capture_output=True,
         text=True,
         check=False,
-        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(peers.ROOT / "adapters"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = torch.tensor(json.loads(done.stdout.splitlines()[-1]))

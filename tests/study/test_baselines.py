@@ -79,6 +79,15 @@ def test_the_learning_rate_is_the_recipe_s_or_the_nearest_of_the_space():
         assert {dict(c.training)["learning_rate"] for c in found(space, learning_rate=given).values()} == {used}
 
 
+def test_a_kind_with_a_learning_rate_of_its_own_starts_from_its_own_in_the_recipe():
+    rates = {"low": 1e-4, "high": 1e-1, "log": True}
+    own = custom(lora={"size": [0, 4], "learning_rate": rates}, serial={"size": [0, 4], "learning_rate": rates})
+    recipe = {"learning_rate": 2e-3, "modules": {"lora": {"learning_rate": 5e-3}, "serial": None}}
+    baselines = {b.name: dict(b.candidate.training) for b in find_baselines(own, recipe)[0]}
+    assert baselines["LoRA"] == {"modules.lora.learning_rate": 5e-3}
+    assert baselines["Pfeiffer"] == {"modules.serial.learning_rate": 2e-3}
+
+
 def test_the_name_tells_what_the_space_has_otherwise():
     names = set(found(SearchSpace(load_space("hybrid"), BERT, BUDGET)))
     assert names == {"LoRA", "Pfeiffer", "parallel adapter", "MAM", "UniPELT (gate none)", "S4", "AutoPEFT"}
