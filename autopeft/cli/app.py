@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from autopeft.cli import bench
+
 app = typer.Typer(
     name="autopeft",
     help="Finds the best hybrid adapter for a transformer under a budget of trainable parameters.",
@@ -16,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench.app, name="bench")
 
 Budget = Annotated[str | None, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")]
 MaxTrained = Annotated[
