@@ -92,9 +92,8 @@ def _checked(
         for rows in training_order(split.lengths, spec.batch_size, seed, epoch)
     ]
     expected: list[float] = []
-    stock.train(
-        configuration, seed, Course(_first_weights(base, configuration, seed), order[:steps], len(order), expected.append)
-    )
+    weights = _first_weights(base, configuration, seed)
+    stock.train(configuration, seed, Course(weights, order[:steps], len(order), expected.append))
     apart = [abs(a - b) for a, b in zip(found, expected, strict=True)]
     if not all(difference <= TOLERANCE for difference in apart):
         step = next(i for i, difference in enumerate(apart) if not difference <= TOLERANCE)

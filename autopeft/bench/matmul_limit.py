@@ -39,9 +39,9 @@ def recorded() -> Iterator[list[Product]]:
         yield products
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, products: list[Product]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._products = products
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -14,14 +14,23 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.splits import Split
 
 NAME = "sentences"
-_THINGS = "food room staff pool garden lobby price view music service bed breakfast location parking lift bar".split()
+_THINGS = (
+    *("food", "room", "staff", "pool", "garden", "lobby", "price", "view"),
+    *("music", "service", "bed", "breakfast", "location", "parking", "lift", "bar"),
+)
 _WORDS = {
-    1: "lovely perfect splendid friendly spotless generous cosy excellent".split(),
-    -1: "awful dirty rude broken noisy stale cramped horrible".split(),
-    0: "large small old modern green ordinary usual".split(),
+    1: ("lovely", "perfect", "splendid", "friendly", "spotless", "generous", "cosy", "excellent"),
+    -1: ("awful", "dirty", "rude", "broken", "noisy", "stale", "cramped", "horrible"),
+    0: ("large", "small", "old", "modern", "green", "ordinary", "usual"),
 }
-_DEGREES = "very quite rather somewhat really mostly".split()
-_PLACES = "near the station,on the second floor,behind the main building,for a family of four,during our stay".split(",")
+_DEGREES = ("very", "quite", "rather", "somewhat", "really", "mostly")
+_PLACES = (
+    "near the station",
+    "on the second floor",
+    "behind the main building",
+    "for a family of four",
+    "during our stay",
+)
 _LOG_MEAN, _LOG_DEVIATION, _FEWEST, _MOST = 2.87, 0.48, 5, 56
 """Of the number of words."""
 

@@ -1,7 +1,8 @@
-"""Speed of trials by the first adapted layer, as an SVG drawn by hand: a dot a configuration, a line over its rounds."""
+"""Speed of trials by the first adapted layer, as an SVG by hand: a dot a configuration, a line over its rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+from math import log10
 
 from autopeft.bench.trial_speed import Speeds, Suite
 
@@ -12,8 +13,6 @@ _TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def speed_svg(speeds: Speeds) -> str:
     """A panel for each kind and law: how many times as long a trial of each baseline takes, on a logarithmic scale."""
-    from math import log10
-
     n = len(speeds.suites)
     ranges = [one.ratio(way) for suite in speeds.suites for one in suite.timed for way in speeds.ways]
     low = max((t for t in _TICKS if t <= min(r.low for r in ranges)), default=_TICKS[0])
@@ -38,15 +37,16 @@ def speed_svg(speeds: Speeds) -> str:
             lines.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
             lines.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}x</text>')
         lines += _dots(suite, speeds.ways, left, right, y_of)
-        lines.append(f'<text x="{(left + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">first adapted layer</text>')
+        lines.append(
+            f'<text x="{(left + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">first adapted layer</text>'
+        )
     for number, way in enumerate(speeds.ways):
         x = _WIDTH * n - 60 * (len(speeds.ways) - number)
         lines.append(f'<circle cx="{x}" cy="40" r="4" fill="{_COLOURS[way]}"/><text x="{x + 8}" y="44">{way}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _dots(suite: Suite, ways: Sequence[str], left: float, right: float, y_of: "object") -> list[str]:
-    assert callable(y_of)
+def _dots(suite: Suite, ways: Sequence[str], left: float, right: float, y_of: Callable[[float], float]) -> list[str]:
     n_layers = suite.timed[0].configuration.n_layers
     lines = []
     for layer in range(n_layers):

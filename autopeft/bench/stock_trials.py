@@ -1,4 +1,4 @@
-"""A trial as people run it today: the HF Trainer on a model that PEFT has adapted. Three ways, from careless to careful.
+"""A trial as it is run today: the HF Trainer on a model that PEFT has adapted, in three ways from careless to careful.
 
 LoRA is PEFT's own. Other kinds are this package's modules, put into the model by PEFT: what differs from our engine is
 everything around them. `python -m autopeft.bench.stock_trials` runs one trial in a fresh process, for `b0`.
@@ -197,7 +197,8 @@ def fresh_process(task: StockTask, way: Way, configuration: Configuration, seed:
     command = [sys.executable, "-m", "autopeft.bench.stock_trials"]
     ran = subprocess.run(command, input=given, capture_output=True, env=environment, check=False)
     if ran.returncode != 0:
-        raise AutopeftError(f"b0: a fresh process failed: {ran.stderr.decode(errors='replace').strip()[-300:]}")
+        last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise AutopeftError(f"b0: a fresh process failed: {last[:300]}")
     passed = time.perf_counter() - start
     return float(ran.stdout.split()[-1]) if on_cpu else passed
 
@@ -206,13 +207,14 @@ def _accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((predicted.predictions.argmax(-1) == predicted.label_ids).mean())}
 
 
-def _trainer_of(course: Course | None) -> type[Any]:
+def _trainer_of(course: Course | None) -> Any:
     from transformers import Trainer
 
-    if course is None:
-        return Trainer
+    return Trainer if course is None else _on_course(Trainer, course)
 
-    class OnCourse(Trainer):
+
+def _on_course(trainer: Any, course: Course) -> Any:
+    class OnCourse(trainer):  # type: ignore[misc]
         """Takes the rows of each step from the course, and tells the losses."""
 
         def get_train_dataloader(self) -> Any:

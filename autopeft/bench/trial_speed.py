@@ -9,8 +9,10 @@ round. On a CPU seconds are processor time of one process; on a GPU they are wha
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -153,6 +155,12 @@ def measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
         UsageError: settings that cannot be measured.
     """
     settings.check()
+    with warnings.catch_warnings():  # PEFT asks transformers for what is deprecated there
+        warnings.simplefilter("ignore", FutureWarning)
+        return _measure(settings, tell)
+
+
+def _measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
     device = choose_device(0)
     base = SharedClassifier.load(
         settings.model,
@@ -212,7 +220,7 @@ class _Meter:
             if WAYS[way].fresh_process:
                 suite.opening.setdefault(way, []).append(0.0)
             else:
-                stock[way], opened = self._timed(lambda way=way: StockTrials(self._task, WAYS[way]))
+                stock[way], opened = self._timed(partial(StockTrials, self._task, WAYS[way]))
                 suite.opening.setdefault(way, []).append(opened)
         for i, timed in enumerate(suite.timed):
             contenders = [OURS, *self._settings.ways]
@@ -287,9 +295,7 @@ def _last(suite: Suite, way: str) -> float:
     return (sum(one.seconds[way][-1] for one in suite.timed) + suite.opening[way][-1]) / ours
 
 
-def _facts(
-    settings: SpeedSettings, splits: Mapping[str, TokenisedSplit], device: torch.device
-) -> Mapping[str, Any]:
+def _facts(settings: SpeedSettings, splits: Mapping[str, TokenisedSplit], device: torch.device) -> Mapping[str, Any]:
     lengths = splits["train"].lengths.double()
     spec = settings.recipe.training
     return {

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -39,8 +40,8 @@ def trials(
     import torch
 
     from autopeft.bench.trial_speed import SpeedSettings, measure
-    from autopeft.engine.recipe import TrialRecipe
     from autopeft.engine.models import DEMO_PACKAGE, PACKAGE
+    from autopeft.engine.recipe import TrialRecipe
 
     torch.set_num_threads(threads)
     training = {"epochs": epochs, "max_length": 64}
@@ -89,7 +90,8 @@ def _text(speeds: Any) -> str:
         f"{facts['mean_tokens']} tokens (at most {facts['longest']}), {facts['epochs']} epochs, batch "
         f"{facts['batch_size']}; {facts['device']}, {facts['precision']}, {facts['threads']} thread, load "
         f"{facts['load_average']}; {facts['seconds']}; {facts['rounds']} rounds: median [lowest, highest]",
-        "losses agree: " + ", ".join(f"{a.configuration} {a.largest:.1e} in {a.steps} steps" for a in speeds.agreements),
+        "losses agree: "
+        + ", ".join(f"{a.configuration} {a.largest:.1e} in {a.steps} steps" for a in speeds.agreements),
         *(f"{way}: {WAYS[way].title}" for way in ways),
     ]
     totals = []
@@ -106,8 +108,8 @@ def _text(speeds: Any) -> str:
             (
                 one.configuration.name,
                 *(_range(one.ratio(way)) for way in ways),
-                f"{_middle(one.seconds['ours']):.2f}",
-                f"{_middle(one.cache):.2f}",
+                f"{median(one.seconds['ours']):.2f}",
+                f"{median(one.cache):.2f}",
                 f"{1000 * one.step_seconds:.1f}",
                 _range(one.share_of_limit, 100, "%", 0),
             )
@@ -156,10 +158,6 @@ def _data(speeds: Any) -> dict[str, Any]:
 def _range(found: Any, factor: float = 1, unit: str = "x", digits: int = 2) -> str:
     middle, low, high = (f"{factor * value:.{digits}f}" for value in (found.median, found.low, found.high))
     return f"{middle}{unit} [{low}, {high}]"
-
-
-def _middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _listed(text: str) -> tuple[str, ...]:

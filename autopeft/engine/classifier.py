@@ -176,6 +176,8 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
         with (unfinished / name).open("rb+") as file:
             os.fsync(file.fileno())
         (unfinished / name).replace(folder / name)
+    for left in unfinished.iterdir():  # by an attempt that was killed
+        left.unlink()
     unfinished.rmdir()
     sync_folder(folder)
 
