@@ -1,6 +1,7 @@
 """All checks, as CI runs them: format, lint, types, import contracts, tests. `python -m tests`.
 
-The tests run in a process a core. What needs other trainers runs apart: they change the libraries that they import.
+The tests run in a process a core, each with one thread. What needs other trainers runs apart: they change the libraries
+that they import.
 """
 
 import os
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 PYTEST = [sys.executable, "-m", "pytest"]
 PARALLEL = ["-n", "auto", "--dist", "loadscope"]
+ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 CHECKS = {
     "format": [BIN / "ruff", "format", "--check", "."],
@@ -26,14 +28,14 @@ CHECKS = {
 }
 
 
-def passes(name: str, command: list[str | Path], environ: Mapping[str, str] = os.environ) -> bool:
+def passes(name: str, command: list[str | Path], environ: Mapping[str, str] = ENVIRON) -> bool:
     print(f"== {name}", flush=True)
     return subprocess.run(list(map(str, command)), cwd=ROOT, check=False, env=dict(environ)).returncode == 0
 
 
 def main() -> int:
     failed = [name for name, command in CHECKS.items() if not passes(name, command)]
-    trainers = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(peers.ROOT / "trainers")])}
+    trainers = {**ENVIRON, "PYTHONPATH": os.pathsep.join([str(ROOT), str(peers.ROOT / "trainers")])}
     if not (peers.install() and passes("other trainers", [*PYTEST, "-m", "peers"], trainers)):
         failed.append("other trainers")
     print(f"failed: {', '.join(failed)}" if failed else "all checks passed")

@@ -93,7 +93,16 @@ def search(
         bool | None,
         typer.Option("--cost-aware/--no-cost-aware", help="Weigh improvement against the seconds of a trial."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="halving: stop trials that are not among the best on the way; or none.")
+    ] = None,
+    first_rung: Annotated[
+        float | None, typer.Option(help="Of halving: share of the epochs before the first comparison.")
+    ] = None,
+    eta: Annotated[int | None, typer.Option(help="Of halving: the best 1/eta go on.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials in all, complete or pruned, earlier runs included.")
+    ] = None,
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     run: Run = None,
@@ -134,6 +143,9 @@ def search(
         "baselines": baselines,
         "from": tuple(from_ or ()),
         "cost_aware": cost_aware,
+        "pruner": pruner,
+        "first_rung": first_rung,
+        "eta": eta,
         "trials": trials,
         "time": time,
         "seed": seed,
@@ -270,7 +282,7 @@ def estimate(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
-    trials: Annotated[int | None, typer.Option(help="Completed trials in all.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     set_: Set = None,

@@ -65,7 +65,7 @@ def _outcome_text(result: SearchResult) -> str:
 
 def _outcome_data(result: SearchResult) -> dict[str, Any]:
     view = result.outcome.view
-    states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "failed")}
+    states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "pruned", "failed")}
     return {
         "run": str(result.run),
         "reason": result.outcome.reason,

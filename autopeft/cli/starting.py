@@ -72,10 +72,13 @@ set:
   - training.learning_rate={recipe.training.learning_rate:g}
   - task.metric={recipe.task.metric}
 
-# Completed trials in all, what proposes them, and the seed of all randomness
+# Trials in all, what proposes them, and the seed of all randomness
 trials: {recipe.trials}
-sampler: tpe
+sampler: bo
 seed: 0
+
+# Stop trials that are not among the best after a quarter of their epochs, and so on
+# pruner: halving
 """
     atomic_write(path, text)
     return f"wrote {out}\nnext  autopeft search --config {out}", {"config": out}
@@ -100,7 +103,7 @@ def run_estimate(given: Mapping[str, Any], config: str | None) -> Report:
     memory = probe["peak_memory_bytes"]
     lines += [
         f"trial    {duration(trial)} for at most {probe['epochs']} epochs (timed: {probe['probed_epochs']} of them)",
-        f"search   {duration(total)} for {n_trials} trials, {workers} at a time; less where patience ends trials early",
+        f"search   {duration(total)} for {n_trials} trials, {workers} at a time; less where trials end early",
         f"memory   {memory * workers / 2**30:.2f} GB of {probe['device']} at the peak"
         if memory
         else "memory   unknown",

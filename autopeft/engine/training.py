@@ -144,7 +144,7 @@ class TransformerTrainer:
         on_epoch: Callable[[EpochRecord], None],
         on_step: Callable[[Tensor], None] = lambda loss: None,
     ) -> TrialResult:
-        """Train, keep the best epoch's weights and write them to `job.folder`.
+        """Train, keep the best epoch's weights and write them to `job.folder`; a pruned trial leaves none.
 
         `on_step` gets the loss of each step, after the step.
 
@@ -162,16 +162,17 @@ class TransformerTrainer:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
                 overhead, memory = self._gauge(adapted, spec)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    best, records = self._fit(adapted, forward, spec, job.seed, start, on_epoch, on_step)
-                save_adapter(adapted, job.folder)
+                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
+                if best is not None:
+                    save_adapter(adapted, job.folder)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
-            state="complete",
-            score=best.metrics[0][1],
-            best_epoch=best.epoch,
+            state="complete" if best else "pruned",
+            score=best.metrics[0][1] if best else None,
+            best_epoch=best.epoch if best else None,
             epochs=tuple(records),
             stored=count.stored,
             trained=count.trained,
@@ -222,12 +223,14 @@ class TransformerTrainer:
         adapted: Any,
         forward: Callable[[str, Batch], Tensor],
         spec: TrainingSpec,
-        seed: int,
+        job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
         on_step: Callable[[Tensor], None],
-    ) -> tuple[EpochRecord, list[EpochRecord]]:
+    ) -> tuple[EpochRecord | None, list[EpochRecord]]:
         """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all.
+
+        No best epoch where the trial falls short at a rung.
 
         `forward` runs it on a batch of a named split.
         """
@@ -240,7 +243,7 @@ class TransformerTrainer:
         for epoch in range(1, spec.epochs + 1):
             let_adapters_drop(adapted)
             total = torch.zeros((), device=self._base.device)
-            for batch in training_batches(split, spec.batch_size, seed, epoch):
+            for batch in training_batches(split, spec.batch_size, job.seed, epoch):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
@@ -264,6 +267,8 @@ class TransformerTrainer:
                 best, kept = record, [p.detach().clone() for p in trained]
             elif spec.patience is not None and epoch - best.epoch >= spec.patience:
                 break
+            if job.falls_short(records):
+                return None, records
         assert best is not None
         with torch.no_grad():
             for parameter, value in zip(trained, kept, strict=True):

@@ -37,6 +37,9 @@ _RANDOM, _GROWN, _NEAR = 40, 10, 12
 _INCUMBENTS, _STARTS, _STEPS = 5, 3, 15
 _PAIRS = 40
 """Double changes looked at in each step of the local search."""
+_EAGER = 0.1
+"""Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
+of dimensions nearly everything is uncertain, and improvement alone would explore for ever."""
 _LEAST_GAIN = 1e-3
 """In log acquisition, below which a local search ends."""
 
@@ -109,6 +112,8 @@ class _Beliefs:
 
         def promise(candidates: Sequence[Candidate]) -> Vector:
             mean, deviation = self.predict(candidates)
+            if len(ask.past) % 2:
+                deviation = _EAGER * deviation
             if ask.objective == "pareto":
                 costs = np.array([candidate.stored for candidate in candidates], dtype=float)
                 promised = stairs.log_expected_improvement(mean, deviation, costs)

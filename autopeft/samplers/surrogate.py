@@ -24,6 +24,8 @@ Matrix = NDArray[np.float64]
 _ITERATIONS = 60
 """Of the optimiser; hyper-parameters hardly move after that."""
 _JITTER = 1e-8
+_LEAST_VARIANCE = 1e-3
+"""Of a part of the kernel: the optimiser must not step to where the prior is not defined."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def fit(X: Matrix, y: Vector, columns: Sequence[Sequence[int]]) -> Hyperparamete
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
+    from gpytorch.constraints import GreaterThan
     from gpytorch.kernels import ScaleKernel
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from gpytorch.priors import LogNormalPrior
@@ -83,8 +86,13 @@ def fit(X: Matrix, y: Vector, columns: Sequence[Sequence[int]]) -> Hyperparamete
     for part in seen:
         base = get_covar_module_with_dim_scaled_prior(ard_num_dims=len(part), active_dims=part)
         share = 1 / len(seen)
-        kernels.append(ScaleKernel(base, outputscale_prior=LogNormalPrior(math.log(share), 0.7)))
-        kernels[-1].outputscale = share
+        kernels.append(
+            ScaleKernel(
+                base,
+                outputscale_prior=LogNormalPrior(math.log(share), 0.7),
+                outputscale_constraint=GreaterThan(_LEAST_VARIANCE, transform=None, initial_value=share),
+            )
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inputs beyond the unit cube, and an optimiser that stops at its limit
         model = SingleTaskGP(

@@ -27,6 +27,7 @@ from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.earlier import find_earlier
+from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
@@ -74,6 +75,7 @@ def make_plan(settings: SearchSettings) -> Plan:
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
+    halving = _halving(settings, recipe)
     baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     earlier, told = find_earlier(settings.from_, run, space)
@@ -125,10 +127,11 @@ def make_plan(settings: SearchSettings) -> Plan:
             ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
         ),
         context=context_of(task),
-        facts=_facts(task) + limit_facts(space, limits),
+        facts=_facts(task) + limit_facts(space, limits) + _pruner_facts(halving, recipe),
         notes=(*task.data.notes, *notes, *told, *_without_effect(settings)),
         baselines=baselines,
         earlier=earlier,
+        halving=halving,
     )
 
 
@@ -198,6 +201,22 @@ def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baselin
     if absent:
         notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
     return found, tuple(notes)
+
+
+def _halving(settings: SearchSettings, recipe: TrialRecipe) -> Halving | None:
+    if settings.pruner == "none":
+        return None
+    return Halving.over(recipe.training.epochs, settings.first_rung, settings.eta)
+
+
+def _pruner_facts(halving: Halving | None, recipe: TrialRecipe) -> tuple[tuple[str, str], ...]:
+    if halving is None:
+        return ()
+    if not halving.rungs:
+        return (("pruner", f"halving, which stops none: {recipe.training.epochs} epochs have no rung"),)
+    epochs = ", ".join(map(str, halving.rungs))
+    where = f"epoch{'s' if len(halving.rungs) > 1 else ''} {epochs} of {recipe.training.epochs}"
+    return (("pruner", f"halving: the best 1/{halving.eta} of the trials that reach {where} go on"),)
 
 
 def _without_effect(settings: SearchSettings) -> tuple[str, ...]:

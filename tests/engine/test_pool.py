@@ -120,7 +120,7 @@ def test_a_worker_that_dies_between_trials_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_workers_leave_signals_to_the_supervisor(tmp_path: Path) -> None:
-    with WorkerPool(ToyBackend(failures=failing(hang=0)), trial_timeout=2) as pool:
+    with WorkerPool(ToyBackend(failures=failing(hang=0)), trial_timeout=5) as pool:
         pool.submit(job(0, tmp_path))
         while not any(isinstance(event, Progress) for event in pool.wait(PATIENCE)):
             pass

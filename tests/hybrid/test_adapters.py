@@ -170,25 +170,25 @@ def test_twenty_trials_on_one_base_leave_it_as_it_was_and_nothing_in_memory(fami
     before, weights = logits(base), copy.deepcopy(base.state_dict())
     gone, tensors, seconds = [], [], []
     for trial in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         model = get_peft_model(base, HybridConfig(architecture=mixed(anatomy), task_type="SEQ_CLS"))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         model.train()
         model(**batch_of(model), labels=torch.tensor([0, trial % 3])).loss.backward()
         optimizer.step()
         saved = get_peft_model_state_dict(model, save_embedding_layers=False)
         gone += [weakref.ref(module) for module in model.modules() if hasattr(module, "adapter_layer_names")]
-        start = time.perf_counter()
+        start = time.process_time()
         assert model.unload() is base
-        seconds[-1] += time.perf_counter() - start
+        seconds[-1] += time.process_time() - start
         del model, optimizer, saved
         if trial in {4, 19}:
             gc.collect()
             tensors.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
     assert tensors[0] == tensors[1]
     assert all(ref() is None for ref in gone)
-    assert sorted(seconds)[10] < 0.25  # a few milliseconds when nothing else runs
+    assert sorted(seconds)[10] < 0.25  # of the processor, which others may keep busy; a few milliseconds
     base.eval()
     assert all(torch.equal(value, weights[key]) for key, value in base.state_dict().items())
     assert distance(logits(base), before) == 0.0
