@@ -36,6 +36,12 @@ Data = Annotated[
 ]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="What one trial trains: a shipped name or a YAML file.")]
 Space = Annotated[str | None, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")]
+SiteMap = Annotated[
+    str | None,
+    typer.Option(
+        "--site-map", envvar="AUTOPEFT_SITE_MAP", help="YAML file: where the model's sites are, if not found."
+    ),
+]
 Run = Annotated[str | None, typer.Option("--run", help="Run folder.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for the recipe, space.key=value for the space.")
@@ -76,6 +82,7 @@ def search(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
+    site_map: SiteMap = None,
     sampler: Annotated[
         str | None, typer.Option(help="What proposes; see `autopeft ls samplers`. Or optuna:NAME.")
     ] = None,
@@ -138,6 +145,7 @@ def search(
         "data": data,
         "recipe": recipe,
         "space": space,
+        "site_map": site_map,
         "sampler": sampler,
         "objective": objective,
         "baselines": baselines,
@@ -177,6 +185,7 @@ def show(
     model: Annotated[str | None, typer.Option("--model", help="Show a space as it is on this model.")] = None,
     budget: Budget = None,
     max_trained: MaxTrained = None,
+    site_map: SiteMap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -188,7 +197,7 @@ def show(
     else:
         from autopeft.cli.shipped import show_shipped
 
-        _out(show_shipped(what, model, budget, max_trained), as_json)
+        _out(show_shipped(what, model, budget, max_trained, site_map), as_json)
 
 
 @app.command("ls")
@@ -221,6 +230,7 @@ def check(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
+    site_map: SiteMap = None,
     set_: Set = None,
     config: Config = None,
     as_json: Json = False,
@@ -229,7 +239,7 @@ def check(
     """Check configuration, space, data, labels, model and budget; show three tokenised samples; write nothing."""
     from autopeft.cli.commands import run_check
 
-    given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space}
+    given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space, "site_map": site_map}
     limits = {
         "max_trained": max_trained,
         "max_latency_overhead": max_latency_overhead,
@@ -244,13 +254,14 @@ def count(
     space: Annotated[str | None, typer.Option("--space", help="Count the extremes of this space.")] = None,
     spec: Annotated[str | None, typer.Option("--spec", help="Count this adapter spec (a JSON file).")] = None,
     budget: Budget = None,
+    site_map: SiteMap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Exact stored and trained parameters of a spec, or of a space's extremes, from the model's config alone."""
     from autopeft.cli.commands import run_count
 
-    _out(run_count(model, space, spec, budget), as_json)
+    _out(run_count(model, space, spec, budget, site_map), as_json)
 
 
 @app.command()
@@ -261,6 +272,7 @@ def init(
     space: Annotated[
         str, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")
     ] = "hybrid",
+    site_map: SiteMap = None,
     out: Annotated[str, typer.Option(help="File to write.")] = "autopeft.yaml",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
@@ -269,7 +281,7 @@ def init(
     """Write a commented config for your data and model, which `search --config` takes."""
     from autopeft.cli.starting import write_config
 
-    _out(write_config(data, model, budget, space, out, force), as_json)
+    _out(write_config(data, model, budget, space, site_map, out, force), as_json)
 
 
 @app.command()
@@ -282,6 +294,7 @@ def estimate(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
+    site_map: SiteMap = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
@@ -299,7 +312,13 @@ def estimate(
         "max_latency_overhead": max_latency_overhead,
         "max_memory": max_memory,
     }
-    _out(run_estimate({**given, **limits, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
+    _out(
+        run_estimate(
+            {**given, **limits, "site_map": site_map, "seed": seed, "workers": workers, "set": tuple(set_ or ())},
+            config,
+        ),
+        as_json,
+    )
 
 
 @app.command()
@@ -332,6 +351,7 @@ def train(
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="How to train; by default as the search that found the spec.")
     ] = None,
+    site_map: SiteMap = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings in all, earlier runs included.")] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trainings at a time, one process each.")] = None,
@@ -346,7 +366,7 @@ def train(
     """
     from autopeft.cli.transfer import run_train
 
-    given = {"model": model, "data": data, "recipe": recipe, "seeds": seeds, "seed": seed}
+    given = {"model": model, "data": data, "recipe": recipe, "site_map": site_map, "seeds": seeds, "seed": seed}
     return run_train(spec, {**given, "workers": workers, "out": out, "set": tuple(set_ or ())}, as_json)
 
 

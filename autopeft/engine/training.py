@@ -39,6 +39,7 @@ from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
 from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
@@ -61,11 +62,12 @@ class TransformerBackend:
     limits: Limits = NO_LIMITS
     cache: CacheMemory = DEFAULT_CACHE
     """For what the frozen part of the model gives."""
+    site_map: SiteMap = NO_SITE_MAP
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache)
+        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map)
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -82,6 +84,7 @@ class TransformerBackend:
             problem=self.recipe.task.problem,
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
+            site_map=self.site_map,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
@@ -111,7 +114,7 @@ class TransformerTrainer:
         self._limits = limits
         self._metrics = metric_names(recipe, n_outputs)
         searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache)
+        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:

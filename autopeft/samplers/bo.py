@@ -32,10 +32,10 @@ _STARTUP_TRIALS = 8
 """Complete trials before the surrogate takes over."""
 _MOST_FITTED = 160
 """Trials that hyper-parameters are fitted to; more cost time and change little."""
-_RANDOM, _GROWN, _NEAR = 40, 10, 12
+_RANDOM, _GROWN, _NEAR = 30, 10, 10
 """Points that a search begins with: drawn, drawn and grown to the budget, around each of the best (two sorts)."""
-_INCUMBENTS, _STARTS, _STEPS = 5, 3, 15
-_PAIRS = 40
+_INCUMBENTS, _STARTS, _STEPS = 5, 3, 10
+_PAIRS = 24
 """Double changes looked at in each step of the local search."""
 _EAGER = 0.1
 """Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
@@ -51,7 +51,7 @@ Acquisition = Callable[[Sequence[Candidate]], Vector]
 
 
 def suggest_bo(ask: Ask) -> Params:
-    """Bayesian optimisation over what fits the budget (the default); the first eight trials are baselines or random."""
+    """Bayesian optimisation over what fits the budget; the first eight trials are baselines or random."""
     space, rng = ask.space, np.random.default_rng(ask.seed)
     complete = [trial for trial in ask.past if trial.state == "complete"]
     encoding = _ENCODINGS.setdefault(space, Encoding(space))

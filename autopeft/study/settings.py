@@ -32,6 +32,8 @@ class SearchSettings(Frozen):
     """What one trial trains, a shipped name or a YAML file: `demo` without model and data, else `local`."""
     space: str = "hybrid"
     """What may be varied, a shipped name or a YAML file."""
+    site_map: str | None = None
+    """YAML file that says where the sites of a model are, where they are not recognised; as recognised by default."""
     sampler: str = "bo"
     """What proposes architectures: bo, random, tpe, gp, nsga2, evolution; optuna:NAME, optunahub:PACKAGE for others."""
     objective: Literal["score", "pareto"] = "score"
