@@ -86,7 +86,7 @@ class _Beliefs:
         rest = y - told(X)
         others = [(trial, value_of_failed(scores)) for trial in ask.past if trial.state == "failed"]
         others += expected_ends([trial for trial in ask.past if trial.state == "pruned"], complete)
-        hyperparameters = _fitted(X, rest, parts)
+        hyperparameters = _fitted(X, np.array([trial.score for trial in complete], dtype=float), parts)
         if others:
             X_others = encoding.encode([space.candidate(dict(trial.params)) for trial, _ in others])
             y_others = (np.array([value for _, value in others]) - centre) / scale - told(X_others)
@@ -195,12 +195,13 @@ def _parts(encoding: Encoding) -> tuple[Sequence[int], ...]:
     return tuple(range(encoding.n_settings)), (*training, *amounts), training
 
 
-def _fitted(X: Matrix, y: Vector, parts: Sequence[Sequence[int]]) -> Hyperparameters:
+def _fitted(X: Matrix, scores: Vector, parts: Sequence[Sequence[int]]) -> Hyperparameters:
     """Fitted to all complete trials but the latest few, so that not every proposal waits for a fit."""
-    n = len(y)
+    n = len(scores)
     n -= n % 5 if n >= 20 else 0
     n -= n % 20 if n >= 100 else 0
-    X, y = X[:n], y[:n]
+    X, y = X[:n], tamed(scores[:n])
+    y = (y - y.mean()) / (y.std() or 1.0)
     if n > _MOST_FITTED:  # the best, where precision matters, and others evenly over the study
         order = np.argsort(-y, kind="stable")
         rest = np.sort(order[_MOST_FITTED // 2 :])
