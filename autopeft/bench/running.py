@@ -1,8 +1,9 @@
 """One run of one sampler on one problem: what was the best so far after every trial, and how long did proposals take.
 
 *Regret* after n trials is the best score of the problem less the best true, noise-free score among the n architectures
-that were tried. The sampler sees only noisy scores. Proposals over the budget are trials without a usable score; only
-Optuna's own samplers make such, since ours are asked through `propose`, as a search does.
+that were tried; before the first one within the budget it is that of no adapter. The sampler sees only noisy scores.
+Proposals over the budget are trials without a usable score; only Optuna's own samplers make such, since ours are asked
+through `propose`, as a search does.
 """
 
 import ast
@@ -44,6 +45,11 @@ class Problem(Protocol):
         """The true score of the best architecture within the budget."""
         ...
 
+    @property
+    def without(self) -> float:
+        """The score that stands while nothing within the budget was tried."""
+        ...
+
     def start(self, seed: int) -> "Responses":
         """The answers to one run's proposals."""
         ...
@@ -81,8 +87,8 @@ class Run:
     problem: str
     problem_version: str
     seed: int
-    regrets: tuple[float | None, ...]
-    """After each trial; None while nothing within the budget was tried."""
+    regrets: tuple[float, ...]
+    """After each trial."""
     proposal_seconds: tuple[float, ...]
     over_budget: int
     """Trials without a usable score."""
@@ -94,7 +100,6 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        data["regrets"] = [None if r is None else round(r, 5) for r in self.regrets]
         data["proposal_seconds"] = [float(f"{s:.3g}") for s in self.proposal_seconds]
         return data
 
@@ -124,19 +129,19 @@ def run_sampler(name: str, problem: Problem, seed: int, n_trials: int) -> Run:
     )
 
 
-Figures = tuple[list[float | None], list[float], int]
+Figures = tuple[list[float], list[float], int]
 
 
 def _of_ours(name: str, problem: Problem, responses: Responses, seed: int, n_trials: int) -> Figures:
     past: list[Observation] = []
-    regrets: list[float | None] = []
+    regrets = [problem.best - problem.without]
     seconds: list[float] = []
     for number in range(n_trials):
         start = time.perf_counter()
         candidate = propose(SAMPLERS[name], Ask(problem.space, past, trial_seed(seed, number)))
         seconds.append(time.perf_counter() - start)
         response = responses.respond(candidate, number)
-        regrets.append(_lower(regrets, problem.best - response.true))
+        regrets.append(min(regrets[-1], problem.best - response.true))
         trained = response.candidate
         past.append(
             Observation(
@@ -148,12 +153,12 @@ def _of_ours(name: str, problem: Problem, responses: Responses, seed: int, n_tri
                 seconds=response.seconds,
             )
         )
-    return regrets, seconds, 0
+    return [round(r, 5) for r in regrets[1:]], seconds, 0
 
 
 def _of_user(name: str, problem: Problem, responses: Responses, seed: int, n_trials: int) -> Figures:
     study = OptunaStudy(USERS[name], problem.space, seed)
-    regrets: list[float | None] = []
+    regrets = [problem.best - problem.without]
     seconds: list[float] = []
     over = 0
     for number in range(n_trials):
@@ -163,20 +168,15 @@ def _of_user(name: str, problem: Problem, responses: Responses, seed: int, n_tri
         if violation(problem.space, candidate) > 0:
             over += 1
             score = responses.over_budget(candidate, number)
-            regrets.append(regrets[-1] if regrets else None)
+            regrets.append(regrets[-1])
         else:
             response = responses.respond(candidate, number)
-            score = response.observed
-            regrets.append(_lower(regrets, problem.best - response.true))
+            candidate, score = response.candidate, response.observed
+            regrets.append(min(regrets[-1], problem.best - response.true))
         start = time.perf_counter()
         study.tell(candidate, score)
         seconds.append(elapsed + time.perf_counter() - start)
-    return regrets, seconds, over
-
-
-def _lower(regrets: list[float | None], regret: float) -> float:
-    last = regrets[-1] if regrets else None
-    return regret if last is None else min(last, regret)
+    return [round(r, 5) for r in regrets[1:]], seconds, over
 
 
 def sampler_names() -> tuple[str, ...]:

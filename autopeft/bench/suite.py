@@ -44,6 +44,11 @@ class Drawn:
 SUITE: Mapping[str, Drawn] = MappingProxyType(
     {
         "hybrid-12-layered": Drawn("hybrid", "bert-base", "layered", 1),
+        "hybrid-12-patchy": Drawn("hybrid", "bert-base", "patchy", 2),
+        "hybrid-12-pooled": Drawn("hybrid", "bert-base", "pooled", 3),
+        "hybrid-24-layered": Drawn("hybrid", "roberta-large", "layered", 4),
+        "hybrid-24-patchy": Drawn("hybrid", "roberta-large", "patchy", 5),
+        "hybrid-24-pooled": Drawn("hybrid", "roberta-large", "pooled", 6),
         "autopeft-12-pooled": Drawn("autopeft", "bert-base", "pooled", 7),
         "autopeft-24-layered": Drawn("autopeft", "roberta-large", "layered", 8),
         "lora-12-patchy": Drawn("lora", "bert-base", "patchy", 9),
@@ -80,6 +85,11 @@ class SurfaceProblem:
     def best(self) -> float:
         """Points of the best architecture within the budget."""
         return BEST_POINTS
+
+    @property
+    def without(self) -> float:
+        """Of the model without adapters."""
+        return self.points(0.0)
 
     @cached_property
     def gap(self) -> float:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from autopeft.cli import bench
+
 app = typer.Typer(
     name="autopeft",
     help="Finds the best hybrid adapter for a transformer under a budget of trainable parameters.",
@@ -16,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench.app, name="bench")
 
 Budget = Annotated[str | None, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")]
 MaxTrained = Annotated[
@@ -32,6 +36,12 @@ Data = Annotated[
 ]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="What one trial trains: a shipped name or a YAML file.")]
 Space = Annotated[str | None, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")]
+SiteMap = Annotated[
+    str | None,
+    typer.Option(
+        "--site-map", envvar="AUTOPEFT_SITE_MAP", help="YAML file: where the model's sites are, if not found."
+    ),
+]
 Run = Annotated[str | None, typer.Option("--run", help="Run folder.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for the recipe, space.key=value for the space.")
@@ -72,6 +82,7 @@ def search(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
+    site_map: SiteMap = None,
     sampler: Annotated[
         str | None, typer.Option(help="What proposes; see `autopeft ls samplers`. Or optuna:NAME.")
     ] = None,
@@ -89,7 +100,16 @@ def search(
         bool | None,
         typer.Option("--cost-aware/--no-cost-aware", help="Weigh improvement against the seconds of a trial."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Completed trials in all, earlier runs included.")] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="halving: stop trials that are not among the best on the way; or none.")
+    ] = None,
+    first_rung: Annotated[
+        float | None, typer.Option(help="Of halving: share of the epochs before the first comparison.")
+    ] = None,
+    eta: Annotated[int | None, typer.Option(help="Of halving: the best 1/eta go on.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials in all, complete or pruned, earlier runs included.")
+    ] = None,
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     run: Run = None,
@@ -125,11 +145,15 @@ def search(
         "data": data,
         "recipe": recipe,
         "space": space,
+        "site_map": site_map,
         "sampler": sampler,
         "objective": objective,
         "baselines": baselines,
         "from": tuple(from_ or ()),
         "cost_aware": cost_aware,
+        "pruner": pruner,
+        "first_rung": first_rung,
+        "eta": eta,
         "trials": trials,
         "time": time,
         "seed": seed,
@@ -161,6 +185,7 @@ def show(
     model: Annotated[str | None, typer.Option("--model", help="Show a space as it is on this model.")] = None,
     budget: Budget = None,
     max_trained: MaxTrained = None,
+    site_map: SiteMap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -172,7 +197,7 @@ def show(
     else:
         from autopeft.cli.shipped import show_shipped
 
-        _out(show_shipped(what, model, budget, max_trained), as_json)
+        _out(show_shipped(what, model, budget, max_trained, site_map), as_json)
 
 
 @app.command("ls")
@@ -205,6 +230,7 @@ def check(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
+    site_map: SiteMap = None,
     set_: Set = None,
     config: Config = None,
     as_json: Json = False,
@@ -213,7 +239,7 @@ def check(
     """Check configuration, space, data, labels, model and budget; show three tokenised samples; write nothing."""
     from autopeft.cli.commands import run_check
 
-    given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space}
+    given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space, "site_map": site_map}
     limits = {
         "max_trained": max_trained,
         "max_latency_overhead": max_latency_overhead,
@@ -228,13 +254,14 @@ def count(
     space: Annotated[str | None, typer.Option("--space", help="Count the extremes of this space.")] = None,
     spec: Annotated[str | None, typer.Option("--spec", help="Count this adapter spec (a JSON file).")] = None,
     budget: Budget = None,
+    site_map: SiteMap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Exact stored and trained parameters of a spec, or of a space's extremes, from the model's config alone."""
     from autopeft.cli.commands import run_count
 
-    _out(run_count(model, space, spec, budget), as_json)
+    _out(run_count(model, space, spec, budget, site_map), as_json)
 
 
 @app.command()
@@ -245,6 +272,7 @@ def init(
     space: Annotated[
         str, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")
     ] = "hybrid",
+    site_map: SiteMap = None,
     out: Annotated[str, typer.Option(help="File to write.")] = "autopeft.yaml",
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
@@ -253,7 +281,7 @@ def init(
     """Write a commented config for your data and model, which `search --config` takes."""
     from autopeft.cli.starting import write_config
 
-    _out(write_config(data, model, budget, space, out, force), as_json)
+    _out(write_config(data, model, budget, space, site_map, out, force), as_json)
 
 
 @app.command()
@@ -266,7 +294,8 @@ def estimate(
     data: Data = None,
     recipe: Recipe = None,
     space: Space = None,
-    trials: Annotated[int | None, typer.Option(help="Completed trials in all.")] = None,
+    site_map: SiteMap = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     set_: Set = None,
@@ -283,7 +312,13 @@ def estimate(
         "max_latency_overhead": max_latency_overhead,
         "max_memory": max_memory,
     }
-    _out(run_estimate({**given, **limits, "seed": seed, "workers": workers, "set": tuple(set_ or ())}, config), as_json)
+    _out(
+        run_estimate(
+            {**given, **limits, "site_map": site_map, "seed": seed, "workers": workers, "set": tuple(set_ or ())},
+            config,
+        ),
+        as_json,
+    )
 
 
 @app.command()
@@ -316,6 +351,7 @@ def train(
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="How to train; by default as the search that found the spec.")
     ] = None,
+    site_map: SiteMap = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings in all, earlier runs included.")] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trainings at a time, one process each.")] = None,
@@ -330,7 +366,7 @@ def train(
     """
     from autopeft.cli.transfer import run_train
 
-    given = {"model": model, "data": data, "recipe": recipe, "seeds": seeds, "seed": seed}
+    given = {"model": model, "data": data, "recipe": recipe, "site_map": site_map, "seeds": seeds, "seed": seed}
     return run_train(spec, {**given, "workers": workers, "out": out, "set": tuple(set_ or ())}, as_json)
 
 

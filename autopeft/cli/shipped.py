@@ -26,7 +26,9 @@ def list_shipped(what: str | None) -> Report:
     return "\n\n".join(blocks), found[what] if what else found
 
 
-def show_shipped(what: Sequence[str], model: str | None, budget: str | None, max_trained: str | None) -> Report:
+def show_shipped(
+    what: Sequence[str], model: str | None, budget: str | None, max_trained: str | None, site_map: str | None
+) -> Report:
     """A space, recipe or module, whole, by its name or by kind and name; a space on a model also with its dimensions.
 
     Raises:
@@ -49,7 +51,7 @@ def show_shipped(what: Sequence[str], model: str | None, budget: str | None, max
         raise UnknownNameError("space, recipe or module", name, tuple({n for names in known.values() for n in names}))
     if candidates[0] == "module":
         return _module(name)
-    return _recipe(name) if candidates[0] == "recipe" else _space(name, model, budget, max_trained)
+    return _recipe(name) if candidates[0] == "recipe" else _space(name, model, budget, max_trained, site_map)
 
 
 def json_schema_of(what: str) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def _recipe(name: str) -> Report:
     return to_yaml(recipe).rstrip(), recipe.model_dump(mode="json")
 
 
-def _space(name: str, model: str | None, budget: str | None, max_trained: str | None) -> Report:
+def _space(name: str, model: str | None, budget: str | None, max_trained: str | None, site_map: str | None) -> Report:
     from autopeft.space.spec import load_space
 
     spec = load_space(name)
@@ -156,8 +158,9 @@ def _space(name: str, model: str | None, budget: str | None, max_trained: str | 
     from autopeft.space.budget import ParameterBudget
     from autopeft.space.parameters import Choices
     from autopeft.space.search_space import SearchSpace
+    from autopeft.space.site_map import find_site_map
 
-    anatomy = load_anatomy(model)
+    anatomy = load_anatomy(model, site_map=find_site_map(site_map))
     n_model = anatomy.n_parameters
     trained = ParameterBudget.parse(max_trained, "max-trained").resolve(n_model) if max_trained else None
     bound = SearchSpace(spec, anatomy, ParameterBudget.parse(budget or "0.5%").resolve(n_model), trained)

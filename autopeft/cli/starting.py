@@ -23,7 +23,9 @@ _SHORT_PROBE = 2
 """Epochs of the probe: the first is slower than those that follow."""
 
 
-def write_config(data: str | None, model: str | None, budget: str, space: str, out: str, force: bool) -> Report:
+def write_config(
+    data: str | None, model: str | None, budget: str, space: str, site_map: str | None, out: str, force: bool
+) -> Report:
     """A commented config for these data and this model, all of it checked before it is written.
 
     Raises:
@@ -34,9 +36,9 @@ def write_config(data: str | None, model: str | None, budget: str, space: str, o
     path = Path(out)
     if path.exists() and not force:
         raise UsageError(f"{out}: exists. Give another --out, or --force to replace it")
-    settings = SearchSettings(budget=budget, model=model, data=data, space=space)
-    recipe, spec = load_files(settings)
-    task = resolve_task(settings, recipe)
+    settings = SearchSettings(budget=budget, model=model, data=data, space=space, site_map=site_map)
+    recipe, spec, sites = load_files(settings)
+    task = resolve_task(settings, recipe, sites)
     bound = bind_space(spec, task.anatomy, ParameterBudget.parse(budget))
     rows = ", ".join(f"{split} {len(split_rows):,}" for split, split_rows in task.data.splits.items())
     labels = ", ".join(task.data.label_names[:6]) + (", …" if len(task.data.label_names) > 6 else "")
@@ -49,6 +51,9 @@ def write_config(data: str | None, model: str | None, budget: str, space: str, o
 
 # The base model: a folder, a hub id, or package:NAME; {size}
 model: {json.dumps(model)}
+
+# Where its sites are, if they are not recognised by name
+{f"site_map: {json.dumps(site_map)}" if site_map else "# site_map: sites.yaml"}
 
 # {rows} rows; text in {json.dumps(list(columns.text))}, label in {json.dumps(columns.label)}
 # {f"labels: {json.dumps(labels)}" if labels else "labels are numbers (regression)"}
@@ -72,10 +77,13 @@ set:
   - training.learning_rate={recipe.training.learning_rate:g}
   - task.metric={recipe.task.metric}
 
-# Completed trials in all, what proposes them, and the seed of all randomness
+# Trials in all, what proposes them, and the seed of all randomness
 trials: {recipe.trials}
-sampler: tpe
+sampler: bo
 seed: 0
+
+# Stop trials that are not among the best after a quarter of their epochs, and so on
+# pruner: halving
 """
     atomic_write(path, text)
     return f"wrote {out}\nnext  autopeft search --config {out}", {"config": out}
@@ -100,7 +108,7 @@ def run_estimate(given: Mapping[str, Any], config: str | None) -> Report:
     memory = probe["peak_memory_bytes"]
     lines += [
         f"trial    {duration(trial)} for at most {probe['epochs']} epochs (timed: {probe['probed_epochs']} of them)",
-        f"search   {duration(total)} for {n_trials} trials, {workers} at a time; less where patience ends trials early",
+        f"search   {duration(total)} for {n_trials} trials, {workers} at a time; less where trials end early",
         f"memory   {memory * workers / 2**30:.2f} GB of {probe['device']} at the peak"
         if memory
         else "memory   unknown",
@@ -125,19 +133,21 @@ def _probe(plan: Plan) -> dict[str, Any]:
     training = backend.recipe.training
     epochs = min(_SHORT_PROBE, training.epochs)
     recipe = backend.recipe.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
-    short, threads = replace(backend, recipe=recipe, limits=NO_LIMITS), max(1, available_cores() // plan.n_workers)
+    threads = max(1, available_cores() // plan.n_workers)
     start = time.monotonic()
     opened, facts, result = 0.0, {}, None
-    with tempfile.TemporaryDirectory() as folder, WorkerPool(short, threads=threads) as pool:
-        job = plan.job(0, point.architecture, point.training)
-        pool.submit(replace(job, folder=Path(folder) / "probe"))
-        while result is None:
-            for event in pool.wait():
-                if isinstance(event, Ready):
-                    opened, facts = time.monotonic() - start, dict(event.facts)
-                elif isinstance(event, Finished):
-                    result = event.result
-        stored_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "probe"
+        memory = replace(backend.cache, folder=backend.cache.folder and Path(folder) / "cache")
+        with WorkerPool(replace(backend, recipe=recipe, limits=NO_LIMITS, cache=memory), threads=threads) as pool:
+            pool.submit(replace(plan.job(0, point.architecture, point.training), folder=place))
+            while result is None:
+                for event in pool.wait():
+                    if isinstance(event, Ready):
+                        opened, facts = time.monotonic() - start, dict(event.facts)
+                    elif isinstance(event, Finished):
+                        result = event.result
+        stored_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     if result.state == "failed":
         raise AutopeftError(f"the probe failed: {result.error}")
     done = [record.seconds for record in result.epochs]

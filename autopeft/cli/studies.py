@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.cli.text import duration, share, table
+from autopeft.cli.trial_text import pruned_at
 from autopeft.engine.trial import OVER_A_LIMIT
 from autopeft.errors import UsageError
 from autopeft.space.layer_map import layer_map
 from autopeft.study.database import DATABASE_FILE
 from autopeft.study.lock import read_owner
 from autopeft.study.reader import read_study
-from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord, best_trial, pareto_front
+from autopeft.study.record import (
+    CONTEXT_SUMMARY,
+    HELD_OUT_SUMMARY,
+    StudyView,
+    TrialRecord,
+    best_trial,
+    n_tried,
+    pareto_front,
+)
 
 STUDY_VIEWS = ("best", "pareto", "trials", "trial")
 RUNS = Path("runs")
@@ -41,9 +50,11 @@ def study_status(run: str | None) -> Report:
     folder = find_run(run)
     view = read_study(folder)
     owner = read_owner(folder)
-    states = {state: sum(t.state == state for t in view.trials) for state in ("complete", "failed", "running")}
+    states = {
+        state: sum(t.state == state for t in view.trials) for state in ("complete", "pruned", "failed", "running")
+    }
     seconds = [t.result.seconds for t in view.trials if t.result]
-    missing = max(0, view.identity.trials - states["complete"])
+    missing = max(0, view.identity.trials - n_tried(view.trials))
     left = _seconds_left(view, missing)
     rejected = sum(t.result is not None and t.result.cause == OVER_A_LIMIT for t in view.trials)
     of_these = f" ({rejected} of them rejected: over a limit)" if rejected else ""
@@ -60,9 +71,12 @@ def study_status(run: str | None) -> Report:
     who = f"running (pid {owner.pid} on {owner.host})" if owner else "not running"
     if not owner and missing:
         who += f"; go on with: autopeft search --config {folder / 'config.yaml'}"
+    done = f"{states['complete']}/{view.identity.trials} trials complete"
+    if states["pruned"]:
+        done = f"{n_tried(view.trials)}/{view.identity.trials} trials: {states['complete']} complete, "
+        done += f"{states['pruned']} pruned"
     lines = [
-        f"{folder}: {states['complete']}/{view.identity.trials} trials complete, {states['failed']} failed{of_these}, "
-        f"{who}",
+        f"{folder}: {done}, {states['failed']} failed{of_these}, {who}",
         f"trained {duration(sum(seconds))}" + (f", about {duration(left)} left" if left and missing else ""),
     ]
     return "\n".join([*lines, "", *best_lines(view, folder)]), data
@@ -74,7 +88,7 @@ def _seconds_left(view: StudyView, missing: int) -> float | None:
     if not recent:
         return None
     span = max(t.finished or 0.0 for t in recent) - min(t.started for t in recent)
-    return max(0.0, missing * span / max(1, sum(t.state == "complete" for t in recent)))
+    return max(0.0, missing * span / max(1, n_tried(recent)))
 
 
 def show_study(what: Sequence[str], run: str | None) -> Report:
@@ -147,6 +161,8 @@ def best_lines(view: StudyView, folder: Path) -> list[str]:
 
 def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
     metric = view.identity.metric.value
+    if trial.state == "pruned":
+        return [f"trial {trial.number} {pruned_at(trial)}; it has no score", *layer_map(trial.architecture)]
     if trial.result is None or trial.score is None:
         cause = f" ({trial.result.cause}): {trial.result.error}" if trial.result else ""
         return [f"trial {trial.number} {trial.state}{cause}", *layer_map(trial.architecture)]
@@ -191,7 +207,9 @@ def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
     for trial in trials:
         score = "" if trial.score is None else f"{trial.score:.4f}"
         seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
-        note = trial.result.cause or "" if trial.result else ""
+        note: str = trial.result.cause or "" if trial.result else ""
+        if trial.state == "pruned" and trial.result:
+            note = f"at epoch {trial.result.epochs[-1].epoch}"
         state = f"{trial.state} {note}".strip()
         layers = "; ".join(layer_map(trial.architecture))
         name = [trial.baseline or ""] if named else []
@@ -219,6 +237,7 @@ def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
         "layers": list(layer_map(trial.architecture)),
         "retry_of": trial.retry_of,
         "baseline": trial.baseline,
+        "rungs": [list(rung) for rung in trial.rungs],
         "result": trial.result.to_json() if trial.result else None,
         "held_out": held_out if of_this else None,
     }

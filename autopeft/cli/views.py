@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.cli.text import big, duration, share
+from autopeft.cli.trial_text import metric_of, pruned_at, summary
 from autopeft.engine.trial import EpochRecord
-from autopeft.space.layer_map import layer_map
 from autopeft.study.plan import Plan
 from autopeft.study.progress import (
     Began,
@@ -23,7 +23,7 @@ from autopeft.study.progress import (
     TrialEnded,
     WorkerReady,
 )
-from autopeft.study.record import TrialRecord, best_trial
+from autopeft.study.record import TrialRecord, best_trial, n_tried
 
 
 class Progress:
@@ -58,6 +58,11 @@ class Progress:
         return [trial for trial in self.trials.values() if trial.state == "complete"]
 
     @property
+    def n_tried(self) -> int:
+        """Trials that count towards the total: complete or pruned."""
+        return n_tried(self.trials.values())
+
+    @property
     def best(self) -> TrialRecord | None:
         return best_trial(self.trials.values())
 
@@ -67,8 +72,8 @@ class Progress:
         seconds = [trial.result.seconds for trial in self.trials.values() if trial.result]
         if self.plan is None or not seconds:
             return None
-        mean = sum(seconds) / max(1, len(self.complete))  # failed and rejected trials take time too
-        missing = max(0, self.plan.n_trials - len(self.complete))
+        mean = sum(seconds) / max(1, self.n_tried)  # failed and rejected trials take time too
+        missing = max(0, self.plan.n_trials - self.n_tried)
         workers = self.plan.n_workers
         under_way = sum(min(mean, self.clock() - began) for began in self.began.values())
         left = max(0.0, missing * mean - under_way) / workers
@@ -85,7 +90,9 @@ def opening(event: Began) -> list[str]:
     """What is said before the first trial: run folder, state, totals, and what will be searched."""
     plan, progress = event.plan, Progress()
     progress.take(event)
-    state = f"resumed with {len(progress.complete)} complete" if event.is_resumed else "new"
+    n_pruned = progress.n_tried - len(progress.complete)
+    pruned = f" and {n_pruned} pruned" if n_pruned else ""
+    state = f"resumed with {len(progress.complete)} complete{pruned}" if event.is_resumed else "new"
     known = progress.seconds_left is not None
     left = f", about {progress.eta} left" if known else ", time left after the first trial"
     limit = f", at most {plan.settings.time}" if plan.settings.time else ""
@@ -134,7 +141,12 @@ class LineView:
 
     def _line(self, trial: TrialRecord) -> str:
         assert self.progress.plan is not None and trial.result is not None
-        done = f"trial {trial.number:>3}  {len(self.progress.complete)}/{self.progress.plan.n_trials}"
+        done = f"trial {trial.number:>3}  {self.progress.n_tried}/{self.progress.plan.n_trials}"
+        if trial.state == "pruned":
+            return (
+                f"{done}  {pruned_at(trial)}  {trial.stored:>9,} parameters  {trial.result.seconds:5.1f} s  "
+                f"ETA {self.progress.eta:<7} {summary(trial)}"
+            )
         if trial.score is None:
             return f"{done}  failed ({trial.result.cause}): {trial.result.error}"
         best = self.progress.best
@@ -183,7 +195,7 @@ class LiveView:
                 self.note = stopping(event)
             case Evaluating(trial=trial):
                 self.note = f"scoring trial {trial.number} on the held-out split"
-            case TrialEnded(trial=trial) if trial.result is not None and trial.score is None:
+            case TrialEnded(trial=trial) if trial.result is not None and trial.state == "failed":
                 self.console.print(
                     f"trial {trial.number} failed ({trial.result.cause}): {trial.result.error}",
                     markup=False,
@@ -208,8 +220,10 @@ class LiveView:
             state = f"epoch {record.epoch}: {record.metrics[0][1]:.3f}" if record else "running"
             rows.add_row(*self._cells(progress.trials[number], state, f"{progress.clock() - began:.0f}"), style="cyan")
         failed = sum(trial.state == "failed" for trial in progress.trials.values())
+        pruned = progress.n_tried - len(progress.complete)
         line = (
-            f"{len(progress.complete)}/{plan.n_trials} trials"
+            f"{progress.n_tried}/{plan.n_trials} trials"
+            + (f", {pruned} pruned" if pruned else "")
             + (f", {failed} failed" if failed else "")
             + f" | budget {plan.budget_parameters:,} ({plan.budget.text}) | ETA {progress.eta}"
         )
@@ -228,16 +242,3 @@ def stopping(event: Stopping) -> str:
     if event.signal == "SIGTERM":
         return "stopping"
     return f"Ctrl-C: finishing what runs, at most {event.grace:.0f} s (Ctrl-C again stops now)"
-
-
-def metric_of(trial: TrialRecord) -> str:
-    """The name of the metric that was maximised."""
-    return trial.result.epochs[0].metrics[0][0] if trial.result and trial.result.epochs else "score"
-
-
-def summary(trial: TrialRecord) -> str:
-    """The architecture in one line."""
-    rate = dict(trial.training).get("learning_rate")
-    training = f"lr={rate:.2g}  " if isinstance(rate, float) else ""
-    name = f"[{trial.baseline}]  " if trial.baseline else ""
-    return name + training + "; ".join(layer_map(trial.architecture))

@@ -24,6 +24,7 @@ from autopeft.resources import sync_folder
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Architecture
 from autopeft.space.counting import ParameterCount, count_parameters
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _UNFINISHED = ".unfinished"
@@ -41,12 +42,13 @@ class SharedClassifier:
     """Names of the modules that are trained and saved whole."""
     device: torch.device
     dtype: torch.dtype
+    site_map: SiteMap = NO_SITE_MAP
     anatomy: Anatomy = field(init=False)
     n_head: int = field(init=False)
     """Parameters of the head."""
 
     def __post_init__(self) -> None:
-        self.anatomy = read_anatomy(self.model)
+        self.anatomy = read_anatomy(self.model, self.site_map)
         self.n_head = sum(p.numel() for part in self.head for p in self.model.get_submodule(part).parameters())
 
     @classmethod
@@ -59,11 +61,13 @@ class SharedClassifier:
         problem: Problem,
         device: torch.device,
         dtype: torch.dtype,
+        site_map: SiteMap = NO_SITE_MAP,
     ) -> "SharedClassifier":
         """The model in eval mode on `device`, its frozen weights in `dtype` and its head in float32.
 
         Raises:
-            ModelError: it cannot be found or read, has no variant with a sequence head, or lacks weights.
+            ModelError: it cannot be found or read, has no variant with a sequence head, or lacks weights, or the map
+                does not fit.
             EnvironmentProblem: the Python package that holds it is not installed.
         """
         folder = find_model(name, revision)
@@ -77,7 +81,7 @@ class SharedClassifier:
         head = _head_names(name, model, absent)
         for part in head:
             model.get_submodule(part).float()
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, device, dtype)
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, device, dtype, site_map)
 
     @property
     def max_tokens(self) -> int:
@@ -109,6 +113,7 @@ class SharedClassifier:
                 dropout=dropout,
                 modules_to_save=list(self.head),
                 base_fingerprint=self.anatomy.fingerprint,
+                site_map=self.site_map,
             )
             adapted = get_peft_model(self.model, config)
             adapted.eval()

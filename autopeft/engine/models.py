@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutopeftError, EnvironmentProblem, ModelError
 from autopeft.space.anatomy import Anatomy
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -59,18 +60,18 @@ def load_config(name: str, revision: str | None = None) -> "PretrainedConfig":
     return read_config(name, find_model(name, revision, weights=False))
 
 
-def load_anatomy(name: str, revision: str | None = None) -> Anatomy:
-    """What the model offers to adapters, from its config alone.
+def load_anatomy(name: str, revision: str | None = None, site_map: SiteMap = NO_SITE_MAP) -> Anatomy:
+    """What the model offers to adapters, from its config alone; `site_map` says where its sites are.
 
     Raises:
-        ModelError: as in `load_config`, or no transformer layers are recognised.
+        ModelError: as in `load_config`, no transformer layers are recognised, or the map does not fit.
         EnvironmentProblem: as in `find_model`.
     """
     from autopeft.hybrid import anatomy_of
 
     config = load_config(name, revision)
     try:
-        return anatomy_of(config)
+        return anatomy_of(config, site_map)
     except AutopeftError:
         raise
     except Exception as error:  # numbers that no model can be built with

@@ -24,6 +24,7 @@ from autopeft.engine.last_layer import LastLayer, Reads, token_read
 from autopeft.engine.stand_ins import Feed, StandIn
 from autopeft.hybrid.sites import find_sites
 from autopeft.space.architecture import Architecture
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 T = TypeVar("T")
 
@@ -89,13 +90,14 @@ class FrozenPartReuse:
         splits: Mapping[str, TokenisedSplit],
         device: torch.device,
         memory: CacheMemory,
+        site_map: SiteMap = NO_SITE_MAP,
     ) -> None:
         self._model = model
         self._splits = splits
         self._device = device
         self._cache = memory.cache(splits, device)
         self.memory = memory.text
-        layers = find_sites(model).layers
+        layers = find_sites(model, site_map).layers
         stack = "decoder" if any(name == "decoder" for name, _ in layers) else "encoder"
         self._last = [sites for (name, _), sites in layers.items() if name == stack][-1]
         self._layers = frozenset(sites.name for sites in layers.values())

@@ -80,14 +80,19 @@ class ToyTrainer:
             on_epoch(records[-1])
             if failure := self._backend.failures.get(job.number):
                 _fail(failure)
+            if job.falls_short(records):
+                return self._result(job, records, None, start)
         atomic_write(job.folder / WEIGHTS_FILE, json.dumps({"architecture": job.architecture.id, "score": final}))
+        return self._result(job, records, records[-1], start)
+
+    def _result(self, job: TrialJob, records: list[EpochRecord], best: EpochRecord | None, start: float) -> TrialResult:
+        """Complete with the score of the epoch `best`; pruned where there is none."""
         stored = count_parameters(job.architecture, self._backend.anatomy).stored if self._backend.anatomy else 0
-        best = records[-1]
         return TrialResult(
             job.number,
-            "complete",
-            dict(best.metrics)[METRIC],
-            best.epoch,
+            "complete" if best else "pruned",
+            dict(best.metrics)[METRIC] if best else None,
+            best.epoch if best else None,
             tuple(records),
             stored,
             stored,

@@ -39,6 +39,7 @@ from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
 from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
@@ -61,11 +62,12 @@ class TransformerBackend:
     limits: Limits = NO_LIMITS
     cache: CacheMemory = DEFAULT_CACHE
     """For what the frozen part of the model gives."""
+    site_map: SiteMap = NO_SITE_MAP
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache)
+        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map)
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -82,6 +84,7 @@ class TransformerBackend:
             problem=self.recipe.task.problem,
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
+            site_map=self.site_map,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
@@ -111,7 +114,7 @@ class TransformerTrainer:
         self._limits = limits
         self._metrics = metric_names(recipe, n_outputs)
         searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache)
+        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
@@ -127,7 +130,7 @@ class TransformerTrainer:
         )
 
     def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
-        """Train, keep the best epoch's weights and write them to `job.folder`.
+        """Train, keep the best epoch's weights and write them to `job.folder`; a pruned trial leaves none.
 
         Raises:
             NotFiniteError: the loss or a metric is NaN or infinite.
@@ -143,16 +146,17 @@ class TransformerTrainer:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
                 overhead, memory = self._gauge(adapted, spec)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    best, records = self._fit(adapted, forward, spec, job.seed, start, on_epoch)
-                save_adapter(adapted, job.folder)
+                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch)
+                if best is not None:
+                    save_adapter(adapted, job.folder)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
-            state="complete",
-            score=best.metrics[0][1],
-            best_epoch=best.epoch,
+            state="complete" if best else "pruned",
+            score=best.metrics[0][1] if best else None,
+            best_epoch=best.epoch if best else None,
             epochs=tuple(records),
             stored=count.stored,
             trained=count.trained,
@@ -203,11 +207,13 @@ class TransformerTrainer:
         adapted: Any,
         forward: Callable[[str, Batch], Tensor],
         spec: TrainingSpec,
-        seed: int,
+        job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
-    ) -> tuple[EpochRecord, list[EpochRecord]]:
+    ) -> tuple[EpochRecord | None, list[EpochRecord]]:
         """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all.
+
+        No best epoch where the trial falls short at a rung.
 
         `forward` runs it on a batch of a named split.
         """
@@ -220,7 +226,7 @@ class TransformerTrainer:
         for epoch in range(1, spec.epochs + 1):
             let_adapters_drop(adapted)
             total = torch.zeros((), device=self._base.device)
-            for batch in training_batches(split, spec.batch_size, seed, epoch):
+            for batch in training_batches(split, spec.batch_size, job.seed, epoch):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
@@ -243,6 +249,8 @@ class TransformerTrainer:
                 best, kept = record, [p.detach().clone() for p in trained]
             elif spec.patience is not None and epoch - best.epoch >= spec.patience:
                 break
+            if job.falls_short(records):
+                return None, records
         assert best is not None
         with torch.no_grad():
             for parameter, value in zip(trained, kept, strict=True):

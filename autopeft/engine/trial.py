@@ -7,7 +7,7 @@ here imports torch: the supervisor reads and writes these values too.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -25,7 +25,10 @@ FORMAT_VERSION = 1
 Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory", "over a limit"]
 """`over a limit`: rejected before it was trained, by `--max-latency-overhead` or `--max-memory`."""
 OVER_A_LIMIT: Cause = "over a limit"
-State = Literal["complete", "failed"]
+State = Literal["complete", "failed", "pruned"]
+"""`pruned`: stopped at a rung, since its score there was not among the best; it has no score of its own."""
+Rungs = tuple[tuple[int, float], ...]
+"""(epoch, score): a trial whose best score so far is lower at the end of that epoch is stopped there."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -48,6 +51,13 @@ class TrialJob:
     seed: int
     folder: Path
     """Where the trial's weights and result go; made when it is needed."""
+    rungs: Rungs = ()
+    """Known before the trial begins, so that nothing that happens meanwhile changes how it ends."""
+
+    def falls_short(self, epochs: "Sequence[EpochRecord]") -> bool:
+        """Whether the trial is to be stopped after the last of `epochs`, which begin with the first."""
+        reached = max(epoch.metrics[0][1] for epoch in epochs)
+        return any(rung == epochs[-1].epoch and reached < least for rung, least in self.rungs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class TrialResult:
     number: int
     state: State
     score: float | None
-    """The recipe's metric at the best epoch, on the validation split; None where the trial failed."""
+    """The recipe's metric at the best epoch, on the validation split; None unless complete."""
     best_epoch: int | None
     epochs: tuple[EpochRecord, ...]
     stored: int
@@ -124,7 +134,7 @@ class TrialResult:
         if (self.state == "complete") != (self.score is not None) or (self.state == "failed") != (
             self.cause is not None
         ):
-            raise ValueError("a complete trial has a score, a failed one a cause, and none has both")
+            raise ValueError("a complete trial has a score, a failed one a cause, a pruned one neither")
 
     @classmethod
     def failed(

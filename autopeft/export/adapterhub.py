@@ -110,6 +110,8 @@ def _refuse(spec: AdapterSpec, placements: tuple[Placement, ...]) -> None:
             f"adapters: written for {', '.join(_MODELS)}, not for {spec.base_model.model_type}. "
             "Transfer the spec first: autopeft train --spec … --model …, or use --target autopeft"
         )
+    if spec.base_model.site_map is not None:
+        raise ExportError("adapters: takes sites by their usual names, not by a site map. Use --target autopeft")
     if not placements:
         raise ExportError("adapters: an architecture without modules has nothing to write")
     problems = dict.fromkeys(obstacle for p in placements if (obstacle := _obstacle(p)))

@@ -63,7 +63,8 @@ def _write_hybrid(spec: AdapterSpec, folder: Path) -> None:
         config = HybridConfig(
             architecture=spec.parsed_architecture,
             task_type=task_type,
-            base_fingerprint=read_anatomy(model).fingerprint,
+            base_fingerprint=read_anatomy(model, spec.base_model.sites).fingerprint,
+            site_map=spec.base_model.sites,
             base_model_name_or_path=spec.base_model.name,
         )
         adapted = get_peft_model(model, config)
@@ -88,7 +89,9 @@ def _without_weights(spec: AdapterSpec) -> tuple[Any, str]:
     from autopeft.hybrid import anatomy_of
 
     config = load_config(spec.base_model.name, spec.base_model.revision)
-    is_causal = anatomy_of(config).is_causal and type(config) in AutoModelForCausalLM._model_mapping
+    is_causal = (
+        anatomy_of(config, spec.base_model.sites).is_causal and type(config) in AutoModelForCausalLM._model_mapping
+    )
     config.num_labels = max(1, len(spec.task.labels))
     auto = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
     with torch.device("meta"):

@@ -105,7 +105,7 @@ def _by_module(spec: AdapterSpec) -> tuple[dict[str, int], dict[str, float]]:
 
     config = load_config(spec.base_model.name, spec.base_model.revision)
     with torch.device("meta"):
-        sites = find_sites(AutoModel.from_config(config))
+        sites = find_sites(AutoModel.from_config(config), spec.base_model.sites)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for p in spec.parsed_architecture.placements:

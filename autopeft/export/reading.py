@@ -13,6 +13,7 @@ from autopeft.export.migration import migrate
 from autopeft.export.spec import SPEC_FILE, AdapterSpec
 from autopeft.export.target import CONFIG_FILE
 from autopeft.space.architecture import Architecture
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 SpecSource = AdapterSpec | Architecture | Mapping[str, Any] | str | Path
 """A spec or an architecture, the JSON of either, or the path of a spec file or of an exported folder."""
@@ -26,6 +27,8 @@ class Given:
     spec: AdapterSpec | None
     name: str
     """For messages."""
+    site_map: SiteMap = NO_SITE_MAP
+    """Of the model that it was made for."""
 
 
 def read_spec(source: SpecSource) -> Given:
@@ -35,7 +38,7 @@ def read_spec(source: SpecSource) -> Given:
     """
     match source:
         case AdapterSpec():
-            return Given(source.parsed_architecture, source, "spec")
+            return Given(source.parsed_architecture, source, "spec", source.base_model.sites)
         case Architecture():
             return Given(source, None, "architecture")
         case str() | Path():
@@ -71,11 +74,13 @@ def _from_json(data: Any, name: str) -> Given:
             raise ExportError(f"{name}: an adapter of type {data['peft_type']}, with no {SPEC_FILE} beside it")
         if isinstance(bare, Mapping) and "placements" in bare:
             try:
-                return Given(Architecture.from_json(bare), None, name)
-            except ConfigError as error:
+                return Given(
+                    Architecture.from_json(bare), None, name, SiteMap.model_validate(data.get("site_map") or {})
+                )
+            except (ConfigError, ValidationError) as error:
                 raise ExportError(f"{name}: {error}") from error
     spec = parse_spec(data, name)
-    return Given(spec.parsed_architecture, spec, name)
+    return Given(spec.parsed_architecture, spec, name, spec.base_model.sites)
 
 
 def _file(path: Path) -> Path:

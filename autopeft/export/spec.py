@@ -1,18 +1,19 @@
 """The adapter spec: an architecture with its base model, recipe and evidence, as JSON that outlives this program.
 
-Its JSON Schema is what `autopeft schema spec` prints. Specs hold roles, never module paths: they can be applied to
-another model, see `autopeft.transfer`. Files of older versions are read through `migration`.
+Its JSON Schema is what `autopeft schema spec` prints. Specs hold roles, and module paths in a user's site map alone:
+they can be applied to another model, see `autopeft.transfer`. Files of older versions are read through `migration`.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from autopeft.config import Frozen
 from autopeft.errors import ExportError
 from autopeft.space.architecture import Architecture
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 from autopeft.study.record import CONTEXT_SUMMARY, HELD_OUT_SUMMARY, StudyView, TrialRecord
 
 SPEC_FILE = "autopeft_spec.json"
@@ -34,6 +35,20 @@ class BaseModelSpec(Frozen):
     """As AutoModel loads it: task head excluded, tied weights once."""
     layers: Mapping[str, int] = Field(default_factory=dict)
     """Stack → number of layers; empty in specs of version 1, which did not say."""
+    site_map: SiteMap | None = None
+    """Where its sites are; absent where they are recognised by name."""
+
+    @property
+    def sites(self) -> SiteMap:
+        """The site map; the empty one where there is none."""
+        return self.site_map or NO_SITE_MAP
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        if self.site_map is None:  # so that readers who know none take the spec
+            del data["site_map"]
+        return data
 
 
 class TaskEvidence(Frozen):

@@ -52,7 +52,7 @@ def causal_anatomy(spec: AdapterSpec, target: str) -> "Anatomy":
     """
     from autopeft.engine.models import load_anatomy
 
-    anatomy = load_anatomy(spec.base_model.name, spec.base_model.revision)
+    anatomy = load_anatomy(spec.base_model.name, spec.base_model.revision, spec.base_model.sites)
     if not anatomy.is_causal or len(anatomy.stacks) != 1:
         raise ExportError(
             f"{target} trains causal language models, {spec.base_model.name} is a {anatomy.model_type}. "

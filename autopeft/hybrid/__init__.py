@@ -11,8 +11,8 @@ from autopeft.hybrid.config import HybridConfig
 from autopeft.hybrid.loading import load_strict
 from autopeft.hybrid.model import HybridModel
 from autopeft.hybrid.registration import register
-from autopeft.hybrid.site_map import SiteMap, load_site_map
 from autopeft.hybrid.sites import find_sites
+from autopeft.space.site_map import SiteMap, load_site_map
 
 register()
 

@@ -11,10 +11,10 @@ from transformers import PretrainedConfig
 from autopeft.errors import ModelError
 from autopeft.hybrid.layers import PREFIX
 from autopeft.hybrid.probe import usable_sites
-from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
 from autopeft.hybrid.sites import Sites
 from autopeft.hybrid.weightless import count_base_parameters, without_weights
 from autopeft.space.anatomy import Anatomy
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 
 def read_anatomy(model: Any, site_map: SiteMap = NO_SITE_MAP) -> Anatomy:

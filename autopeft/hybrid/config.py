@@ -8,8 +8,8 @@ from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from autopeft.errors import ConfigError
-from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
 from autopeft.space.architecture import Architecture
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 PEFT_TYPE = "AUTOPEFT"
 
@@ -53,7 +53,7 @@ class HybridConfig(PeftConfig):
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             problems.append(f"dropout: must be >= 0 and < 1, got {self.dropout!r}")
         if isinstance(self.site_map, SiteMap):
-            self.site_map = self.site_map.model_dump(mode="json")
+            self.site_map = self.site_map.to_json()
         try:
             self.parsed_site_map()
         except ValueError as error:

@@ -8,7 +8,7 @@ from torch import nn
 
 from autopeft.errors import ModelError
 from autopeft.hybrid.model import remove_adapters
-from autopeft.hybrid.weights import check_weights
+from autopeft.hybrid.weights import check_weights, with_current_names
 
 
 def load_strict(model: nn.Module, folder: Path | str, adapter_name: str = "default") -> PeftModel:
@@ -24,7 +24,7 @@ def load_strict(model: nn.Module, folder: Path | str, adapter_name: str = "defau
         raise ModelError(f"{folder}: no adapter here (adapter_config.json is missing)")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name)
-        saved = load_peft_weights(str(folder), device="cpu")
+        saved = with_current_names(load_peft_weights(str(folder), device="cpu"))
         there = get_peft_model_state_dict(adapted, adapter_name=adapter_name, save_embedding_layers=False)
         check_weights(there, saved, str(folder))
     except (ValueError, RuntimeError, KeyError) as error:  # what PEFT and torch raise for weights that do not fit

@@ -26,7 +26,7 @@ from autopeft.hybrid.modules.base import (
 from autopeft.hybrid.probe import usable_sites
 from autopeft.hybrid.prompts import prompt_host, release_prompts
 from autopeft.hybrid.sites import Sites
-from autopeft.hybrid.weights import adapter_keys, check_weights
+from autopeft.hybrid.weights import adapter_keys, check_weights, with_current_names
 from autopeft.space.architecture import Architecture
 
 _SCOPE = "hybrid_scope"
@@ -193,7 +193,9 @@ class HybridModel(BaseTuner):
         """
         for host in (module for module in model.modules() if isinstance(module, AdaptedAttention)):
             host.drop_mlp(adapter_name)  # what is saved has none
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, with_current_names(state_dict)
+        )
         there = model.state_dict()
         expected = {key: there[key] for key in adapter_keys(model, adapter_name)}
         # What is in the model and not the adapter's (task head, embeddings) is PEFT's business. PEFT's own prefix is in

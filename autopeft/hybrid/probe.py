@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from autopeft.errors import ModelError
-from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
 from autopeft.hybrid.sites import LayerSites, Sites, find_sites
 from autopeft.hybrid.weightless import config_key, without_weights
 from autopeft.space.architecture import Architecture, Placement, place
 from autopeft.space.modules import MODULES
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 TESTED = frozenset(
     (

@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import (
 
 from autopeft.errors import ModelError, UnknownSiteError
 from autopeft.hybrid.roles import CROSS_ATTENTION, inside, is_linear, linear_widths, linears_by_role, modules_of
-from autopeft.hybrid.site_map import NO_SITE_MAP, SiteMap
 from autopeft.space.anatomy import LINEAR_ROLES, Layer, Site, Stack
 from autopeft.space.architecture import Placement
 from autopeft.space.modules import MODULES
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 _HEAD_DIM_NAMES = ("head_dim", "attention_head_size", "key_value_proj_dim", "attention_head_dim")
 _KV_HEADS_NAMES = ("num_key_value_heads", "num_attention_heads", "num_heads", "n_heads", "n_head")
@@ -92,7 +92,7 @@ def find_sites(model: nn.Module, site_map: SiteMap = NO_SITE_MAP) -> Sites:
     Where names tell nothing, the model is run once (`autopeft.hybrid.trace`).
 
     Raises:
-        ModelError: no stack of transformer layers is recognised.
+        ModelError: no stack of transformer layers is recognised, or the map names what the model does not have.
     """
     config = getattr(model, "config", None)
     model_type = str(getattr(config, "model_type", type(model).__name__))
@@ -101,7 +101,7 @@ def find_sites(model: nn.Module, site_map: SiteMap = NO_SITE_MAP) -> Sites:
     for list_name, module_list in _stacks(model, site_map):
         named = {(list_name, i): f"{list_name}.{i}" for i in range(len(module_list))}
         found = [_layer_sites(name, _layer(model, name), config, site_map) for name in named.values()]
-        if not any(sites.linears for sites in found):
+        if not site_map.roles and not any(sites.linears for sites in found):
             traced = _traced(model, named)
             found = [_layer_sites(n, _layer(model, n), config, site_map, traced.get(at)) for at, n in named.items()]
         found = [_repeated(sites, config) for sites in found]
@@ -113,9 +113,35 @@ def find_sites(model: nn.Module, site_map: SiteMap = NO_SITE_MAP) -> Sites:
         size[stack] = n_parameters
         layers = {key: value for key, value in layers.items() if key[0] != stack}
         layers |= {(stack, i): sites for i, sites in enumerate(found)}
+    _check_map(model, model_type, site_map, layers)
     if not any(sites.linears for sites in layers.values()):
         raise ModelError(f"{model_type}: no stack of transformer layers found in {type(model).__name__}")
     return Sites(model_type, layers)
+
+
+def _check_map(
+    model: nn.Module, model_type: str, site_map: SiteMap, layers: Mapping[tuple[str, int], LayerSites]
+) -> None:
+    """
+    Raises:
+        ModelError: something that the map names is nowhere in the model; names it all, and what there is.
+    """
+    problems = []
+    if absent := site_map.stacks.keys() - {stack for stack, _ in layers}:
+        lists = ", ".join(name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0)
+        ends = ", ".join(f"{stack}: {site_map.stacks[stack]}" for stack in sorted(absent))
+        problems.append(f"stacks: no layers under {ends}. Lists of modules are: {lists or 'none'}")
+    modules = [dict(modules_of(_layer(model, sites.name))) for sites in layers.values()][:1]
+    placed = {role for sites in layers.values() for role in sites.linears}
+    if layers and (lost := site_map.roles.keys() - placed):
+        maps = ", ".join(name for first in modules for name, module in first.items() if is_linear(module))
+        names = ", ".join(f"{role}: {site_map.roles[role]}" for role in LINEAR_ROLES if role in lost)
+        problems.append(f"roles: not one linear map of a layer for {names}. The first layer has: {maps}")
+    if layers and site_map.attention and not any(sites.attention for sites in layers.values()):
+        inner = ", ".join(name for first in modules for name, module in first.items() if not is_linear(module))
+        problems.append(f"attention: no '{site_map.attention}' in a layer. The first layer has: {inner}")
+    if problems:
+        raise ModelError(f"the site map does not fit this {model_type} model: {'; '.join(problems)}")
 
 
 def takes_prompts(owner: nn.Module) -> str | None:

@@ -1,11 +1,14 @@
 """Which weights belong to an adapter, and whether given ones fit."""
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from autopeft.errors import ModelError
-from autopeft.hybrid.layers import HybridLayer
+from autopeft.hybrid.layers import PREFIX, HybridLayer
+
+_OLD_GATE = re.compile(rf"\.{PREFIX}\w+_gate$")
 
 
 def adapter_keys(model: nn.Module, adapter_name: str) -> list[str]:
@@ -18,6 +21,11 @@ def adapter_keys(model: nn.Module, adapter_name: str) -> list[str]:
         for key in module.state_dict(prefix="")
         if key == f"{attribute}.{adapter_name}" or key.startswith(f"{attribute}.{adapter_name}.")
     ]
+
+
+def with_current_names(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`saved` with scalar gates, which were parameters once (`…_gate`), under their module's name (`…_gate.weight`)."""
+    return {f"{key}.weight" if _OLD_GATE.search(key) else key: value for key, value in saved.items()}
 
 
 def check_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

@@ -16,7 +16,6 @@ from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, solve_triangular
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -24,6 +23,8 @@ Matrix = NDArray[np.float64]
 _ITERATIONS = 60
 """Of the optimiser; hyper-parameters hardly move after that."""
 _JITTER = 1e-8
+_LEAST_VARIANCE = 1e-3
+"""Of a part of the kernel: the optimiser must not step to where the prior is not defined."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def fit(X: Matrix, y: Vector, columns: Sequence[Sequence[int]]) -> Hyperparamete
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
+    from gpytorch.constraints import GreaterThan
     from gpytorch.kernels import ScaleKernel
     from gpytorch.mlls import ExactMarginalLogLikelihood
     from gpytorch.priors import LogNormalPrior
@@ -83,8 +85,13 @@ def fit(X: Matrix, y: Vector, columns: Sequence[Sequence[int]]) -> Hyperparamete
     for part in seen:
         base = get_covar_module_with_dim_scaled_prior(ard_num_dims=len(part), active_dims=part)
         share = 1 / len(seen)
-        kernels.append(ScaleKernel(base, outputscale_prior=LogNormalPrior(math.log(share), 0.7)))
-        kernels[-1].outputscale = share
+        kernels.append(
+            ScaleKernel(
+                base,
+                outputscale_prior=LogNormalPrior(math.log(share), 0.7),
+                outputscale_constraint=GreaterThan(_LEAST_VARIANCE, transform=None, initial_value=share),
+            )
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inputs beyond the unit cube, and an optimiser that stops at its limit
         model = SingleTaskGP(
@@ -114,12 +121,16 @@ class Posterior:
         self._hyper, self._X, self._y = hyperparameters, X, y
         noise = (hyperparameters.noise + _JITTER) * np.eye(len(X))
         self._factor = np.linalg.cholesky(hyperparameters.kernel(X, X) + noise)
+        from scipy.linalg import cho_solve  # slow to import, which lists and help need not wait for
+
         self._weights: Vector = cho_solve((self._factor, True), y - hyperparameters.mean, check_finite=False)
 
     def predict(self, Z: Matrix) -> tuple[Vector, Vector]:
         """Mean and standard deviation, without noise, at Z (m, d); each (m,)."""
         covariance = self._hyper.kernel(Z, self._X)
         mean = self._hyper.mean + covariance @ self._weights
+        from scipy.linalg import solve_triangular
+
         explained = solve_triangular(self._factor, covariance.T, lower=True, check_finite=False)
         variance = self._hyper.variance - (explained * explained).sum(0)
         return mean, np.sqrt(np.maximum(variance, 1e-10))

@@ -24,6 +24,8 @@ from autopeft.study.record import Json, StoredStudy, StoredTrial
 from autopeft.study.strict_json import dump
 
 STUDY_NAME = "autopeft"
+STATES = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+"""Of trials that have ended. A pruned one has no value, though Optuna could give it that of its last epoch."""
 
 
 def open_storage(path: Path) -> RDBStorage:
@@ -72,8 +74,7 @@ def frozen_trial(trial: StoredTrial) -> FrozenTrial:
     """
     state, score, attributes = TrialState.RUNNING, None, dict(trial.start)
     if trial.outcome is not None:
-        score = trial.outcome["result"]["score"]
-        state = TrialState.FAIL if score is None else TrialState.COMPLETE
+        score, state = trial.outcome["result"]["score"], STATES[trial.outcome["result"]["state"]]
         attributes[OUTCOME_ATTRIBUTE] = trial.outcome
     frozen = create_trial(
         state=state,

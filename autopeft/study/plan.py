@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopeft.engine.trial import Backend, TrialJob, trial_seed
+from autopeft.engine.trial import Backend, Rungs, TrialJob, trial_seed
 from autopeft.samplers import Earlier, Sampler
 from autopeft.space.architecture import Architecture
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.modules import Scalar
 from autopeft.space.search_space import SearchSpace
 from autopeft.study.baselines import Baseline
+from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity
 from autopeft.study.layout import trial_folder
 from autopeft.study.settings import SearchSettings
@@ -32,7 +33,7 @@ class Plan:
     backend: Backend
     budget: ParameterBudget
     n_trials: int
-    """Completed trials in all."""
+    """In all, those that are pruned included."""
     seconds: float | None
     """Training in all, over all workers; None: no limit."""
     trial_timeout: float | None
@@ -48,13 +49,17 @@ class Plan:
     """The first trials, before the sampler is asked."""
     earlier: tuple[Earlier, ...] = ()
     """Trials of earlier studies, for samplers that learn from them."""
+    halving: Halving | None = None
+    """Which trials are stopped early; None: none."""
 
     @property
     def budget_parameters(self) -> int:
         assert self.space.budget is not None
         return self.space.budget
 
-    def job(self, number: int, architecture: Architecture, training: tuple[tuple[str, Scalar], ...]) -> TrialJob:
+    def job(
+        self, number: int, architecture: Architecture, training: tuple[tuple[str, Scalar], ...], rungs: Rungs = ()
+    ) -> TrialJob:
         """The job of trial `number`; its seed and folder follow from the number."""
         seed = trial_seed(self.settings.seed, number)
-        return TrialJob(number, architecture, training, seed, trial_folder(self.run, number))
+        return TrialJob(number, architecture, training, seed, trial_folder(self.run, number), rungs)

@@ -24,9 +24,11 @@ from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.depth import depth_of
 from autopeft.space.search_space import SearchSpace
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap, find_site_map
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.earlier import find_earlier
+from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
@@ -34,6 +36,7 @@ from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
 RUNS = Path("runs")
+SITE_MAP_FILE = "site_map.yaml"
 DEMO_RECIPE, LOCAL_RECIPE = "demo", "local"
 MOST_WORKERS = 4
 WORKER_BYTES = 1 << 30
@@ -51,6 +54,17 @@ class Task:
     revision: str | None
     anatomy: Anatomy
     data: TaskData
+    site_map: SiteMap = NO_SITE_MAP
+    site_map_name: str | None = None
+    """Its file, or where else it is from; None where sites are as recognised."""
+
+    @property
+    def model_part(self) -> Part:
+        """Model and site map, as parts of what is searched."""
+        found = fingerprint(self.model, self.revision)
+        if self.site_map == NO_SITE_MAP:
+            return Part(self.model, found)
+        return Part(f"{self.model} with site map {self.site_map_name}", _hash([found, self.site_map.to_json()]))
 
 
 def make_plan(settings: SearchSettings) -> Plan:
@@ -68,12 +82,13 @@ def make_plan(settings: SearchSettings) -> Plan:
     cache = default_cache_memory()
     if settings.cache_memory is not None:
         cache = parse_memory("cache-memory", settings.cache_memory)
-    recipe, spec = load_files(settings)
-    task = resolve_task(settings, recipe)
+    recipe, spec, site_map = load_files(settings)
+    task = resolve_task(settings, recipe, site_map)
     space = bind_space(spec, task.anatomy, budget, max_trained)
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
+    halving = _halving(settings, recipe)
     baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     earlier, told = find_earlier(settings.from_, run, space)
@@ -83,7 +98,7 @@ def make_plan(settings: SearchSettings) -> Plan:
 
     identity = Identity(
         space=Part(settings.space, _hash(spec.content())),
-        model=Part(task.model, fingerprint(task.model, task.revision)),
+        model=task.model_part,
         data=Part(task.data.name, task.data.content_hash),
         metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
         training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
@@ -105,6 +120,11 @@ def make_plan(settings: SearchSettings) -> Plan:
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
         | {"space": _file(run, "space.yaml"), "set": ()}
     )
+    files = [("recipe.yaml", to_yaml(recipe)), ("space.yaml", to_yaml(spec))]
+    if settings.site_map is not None:
+        resolved = resolved.model_copy(update={"site_map": _file(run, SITE_MAP_FILE)})
+        files.append((SITE_MAP_FILE, to_yaml(site_map)))
+    files.append(("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"))
     return Plan(
         run=run,
         settings=settings,
@@ -112,37 +132,40 @@ def make_plan(settings: SearchSettings) -> Plan:
         space=space,
         sampler=sampler,
         backend=TransformerBackend(
-            model=task.model, revision=task.revision, recipe=recipe, data=task.data, limits=limits, cache=memory
+            model=task.model,
+            revision=task.revision,
+            recipe=recipe,
+            data=task.data,
+            limits=limits,
+            cache=memory,
+            site_map=site_map,
         ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
         trial_timeout=timeout,
         n_workers=n_workers,
-        files=(
-            ("recipe.yaml", to_yaml(recipe)),
-            ("space.yaml", to_yaml(spec)),
-            ("config.yaml", f"# autopeft search --config {_file(run, 'config.yaml')}\n{to_yaml(resolved)}"),
-        ),
+        files=tuple(files),
         context=context_of(task),
-        facts=_facts(task) + limit_facts(space, limits),
+        facts=_facts(task) + limit_facts(space, limits) + _pruner_facts(halving, recipe),
         notes=(*task.data.notes, *notes, *told, *_without_effect(settings)),
         baselines=baselines,
         earlier=earlier,
+        halving=halving,
     )
 
 
-def load_files(settings: SearchSettings) -> tuple[TrialRecipe, SpaceSpec]:
-    """The recipe and the space, with `--set` laid over them; the mistakes of both at once.
+def load_files(settings: SearchSettings) -> tuple[TrialRecipe, SpaceSpec, SiteMap]:
+    """The recipe and the space, with `--set` laid over them, and the site map; the mistakes of all at once.
 
     Raises:
-        ConfigError: everything that is wrong with the two files and the options.
+        ConfigError: everything that is wrong with the files and the options.
         UnknownNameError: no such recipe or space.
     """
     for_space = [text.removeprefix(_SPACE_OPTION) for text in settings.set if text.startswith(_SPACE_OPTION)]
     for_recipe = [text for text in settings.set if not text.startswith(_SPACE_OPTION)]
     problems: list[str] = []
-    recipe = spec = None
+    recipe = spec = site_map = None
     try:
         recipe = load_recipe(settings.recipe or _default_recipe(settings), for_recipe)
     except ConfigError as error:
@@ -151,16 +174,20 @@ def load_files(settings: SearchSettings) -> tuple[TrialRecipe, SpaceSpec]:
         spec = load_space(settings.space, for_space)
     except ConfigError as error:
         problems += error.problems
-    if recipe is None or spec is None:
+    try:
+        site_map = find_site_map(settings.site_map)
+    except ConfigError as error:
+        problems += error.problems
+    if recipe is None or spec is None or site_map is None:
         raise ConfigError(problems)
-    return recipe, spec
+    return recipe, spec, site_map
 
 
-def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
+def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMap) -> Task:
     """Model and data of the settings, or else of the recipe, or else the embedded ones.
 
     Raises:
-        ModelError: no such model, or it cannot be adapted.
+        ModelError: no such model, it cannot be adapted, or the site map does not fit it.
         DataError: no such data, or they cannot be learned from.
         EnvironmentProblem: the embedded model's package is not installed.
     """
@@ -170,7 +197,8 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe) -> Task:
     revision = recipe.model.revision if settings.model in (None, recipe.model.name) else None
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
-    return Task(recipe, model, revision, load_anatomy(model, revision), data)
+    anatomy = load_anatomy(model, revision, site_map)
+    return Task(recipe, model, revision, anatomy, data, site_map, settings.site_map)
 
 
 def bind_space(
@@ -198,6 +226,22 @@ def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baselin
     if absent:
         notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
     return found, tuple(notes)
+
+
+def _halving(settings: SearchSettings, recipe: TrialRecipe) -> Halving | None:
+    if settings.pruner == "none":
+        return None
+    return Halving.over(recipe.training.epochs, settings.first_rung, settings.eta)
+
+
+def _pruner_facts(halving: Halving | None, recipe: TrialRecipe) -> tuple[tuple[str, str], ...]:
+    if halving is None:
+        return ()
+    if not halving.rungs:
+        return (("pruner", f"halving, which stops none: {recipe.training.epochs} epochs have no rung"),)
+    epochs = ", ".join(map(str, halving.rungs))
+    where = f"epoch{'s' if len(halving.rungs) > 1 else ''} {epochs} of {recipe.training.epochs}"
+    return (("pruner", f"halving: the best 1/{halving.eta} of the trials that reach {where} go on"),)
 
 
 def _without_effect(settings: SearchSettings) -> tuple[str, ...]:
@@ -240,6 +284,8 @@ def _run_name(settings: SearchSettings, task: Task) -> str:
     parts = [name_word(settings.data or task.data.name)]
     if settings.model:
         parts.append(name_word(settings.model))
+    if settings.site_map:
+        parts.append(name_word(settings.site_map))
     if settings.recipe not in (None, _default_recipe(settings)):
         parts.append(name_word(settings.recipe or ""))
     limits = {
@@ -276,6 +322,7 @@ def context_of(task: Task) -> dict[str, Any]:
             "anatomy": task.anatomy.fingerprint,
             "n_parameters": task.anatomy.n_parameters,
             "layers": depth_of(task.anatomy),
+            "site_map": task.site_map.to_json(),
         },
         "recipe": task.recipe.model_dump(mode="json"),
         "task": {
@@ -292,9 +339,18 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
     classes = f"{len(task.data.label_names)} classes" if task.data.label_names else "regression"
     return (
         ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
+        *site_facts(task),
         ("data", f"{task.data.name}: {splits} rows, {classes}; maximises {task.recipe.task.metric} on validation"),
         ("trial", f"at most {_protocol(task.recipe.training)}"),
     )
+
+
+def site_facts(task: Task) -> tuple[tuple[str, str], ...]:
+    """What the user is told of a site map; nothing where there is none."""
+    if task.site_map == NO_SITE_MAP:
+        return ()
+    roles = dict.fromkeys(role for _, _, layer in task.anatomy.layers for role in layer.roles)
+    return (("sites", f"{', '.join(roles)}; by {task.site_map_name}"),)
 
 
 def _protocol(training: TrainingSpec) -> str:

@@ -22,7 +22,7 @@ from autopeft.study.strict_json import parse
 STUDY_ATTRIBUTE = "autopeft"
 """The study's attribute in Optuna that marks it as ours: format, id and identity."""
 SUMMARY_PREFIX = "summary:"
-START_ATTRIBUTES = ("architecture", "architecture_id", "stored", "training", "retry_of", "started", "baseline")
+START_ATTRIBUTES = ("architecture", "architecture_id", "stored", "training", "retry_of", "started", "baseline", "rungs")
 OUTCOME_ATTRIBUTE = "outcome"
 
 _TABLES = {
@@ -34,7 +34,7 @@ _TABLES = {
     "trial_values",
     "trial_user_attributes",
 }
-_STATES = {"RUNNING": "running", "COMPLETE": "complete", "FAIL": "failed"}
+_STATES = {"RUNNING": "running", "COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}
 
 
 def read_study(run: Path) -> StudyView:

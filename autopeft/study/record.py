@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from autopeft.engine.trial import TrialResult
+from autopeft.engine.trial import Rungs, TrialResult
 from autopeft.errors import ConfigError, StudyCorruptError
 from autopeft.space.architecture import Architecture
 from autopeft.space.modules import Scalar
@@ -37,6 +37,8 @@ class TrialStart:
     """The failed trial that this one repeats."""
     baseline: str | None = None
     """The published configuration that it is; None where a sampler proposed it."""
+    rungs: Rungs = ()
+    """Scores that it has to reach to go on, from the trials before it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class TrialRecord:
     """One trial as the study holds it."""
 
     number: int
-    state: Literal["running", "complete", "failed"]
+    state: Literal["running", "complete", "failed", "pruned"]
     params: Mapping[str, Scalar]
     architecture: Architecture
     stored: int
@@ -56,9 +58,11 @@ class TrialRecord:
     result: TrialResult | None = None
     baseline: str | None = None
     """The published configuration that it is, by name."""
+    rungs: Rungs = ()
 
     @property
     def score(self) -> float | None:
+        """None unless complete: what a pruned trial had reached when it was stopped is no score of a trial."""
         return self.result.score if self.result else None
 
 
@@ -71,6 +75,11 @@ class StudyView:
     """By number, which counts from 0 without gaps."""
     summary: Mapping[str, Any]
     """Facts about the study as a whole, such as the final evaluation; JSON."""
+
+
+def n_tried(trials: Iterable[TrialRecord]) -> int:
+    """Trials that count towards the total of a search: those that completed and those that were pruned."""
+    return sum(trial.state in ("complete", "pruned") for trial in trials)
 
 
 def best_trial(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -90,7 +99,9 @@ def pareto_front(trials: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 
 def start_to_json(start: TrialStart, started: float) -> Json:
-    baseline = {} if start.baseline is None else {"baseline": start.baseline}
+    optional: Json = {} if start.baseline is None else {"baseline": start.baseline}
+    if start.rungs:
+        optional["rungs"] = [list(rung) for rung in start.rungs]
     return {
         "architecture": start.architecture.to_json(),
         "architecture_id": start.architecture.id,
@@ -98,7 +109,7 @@ def start_to_json(start: TrialStart, started: float) -> Json:
         "training": dict(start.training),
         "retry_of": start.retry_of,
         "started": started,
-        **baseline,
+        **optional,
     }
 
 
@@ -127,7 +138,7 @@ class StoredTrial:
             raise StudyCorruptError(f"trial {self.number} cannot be read: {error}") from error
 
     def _record(self) -> TrialRecord:
-        if set(self.start) - {"baseline"} != _START_KEYS or (
+        if set(self.start) - _OPTIONAL_START_KEYS != _START_KEYS or (
             self.outcome is not None and set(self.outcome) != _OUTCOME_KEYS
         ):
             raise ValueError("missing or unknown keys")
@@ -153,10 +164,11 @@ class StoredTrial:
             stored=_whole(self.start["stored"]),
             training=tuple(self.start["training"].items()),
             retry_of=retry_of,
-            started=_seconds(self.start["started"]),
-            finished=_seconds(self.outcome["finished"]) if self.outcome else None,
+            started=_number(self.start["started"]),
+            finished=_number(self.outcome["finished"]) if self.outcome else None,
             result=result,
             baseline=baseline,
+            rungs=tuple((_whole(epoch), _number(score)) for epoch, score in self.start.get("rungs", ())),
         )
 
 
@@ -181,6 +193,7 @@ class StoredStudy:
 
 
 _START_KEYS = {"architecture", "architecture_id", "stored", "training", "retry_of", "started"}
+_OPTIONAL_START_KEYS = {"baseline", "rungs"}
 _OUTCOME_KEYS = {"finished", "result"}
 
 
@@ -190,9 +203,9 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _seconds(value: Any) -> float:
+def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"a time is needed, got {value!r}")
+        raise ValueError(f"a number is needed, got {value!r}")
     return float(value)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import optuna
@@ -46,6 +46,7 @@ from autopeft.study.record import (
     TrialRecord,
     TrialStart,
     best_trial,
+    n_tried,
     pareto_front,
 )
 from autopeft.study.stopping import GRACE_SECONDS, FailurePolicy, Stop, signals
@@ -141,9 +142,12 @@ class _Session:
                 self._handle(event)
 
     def _wants_more(self, running: int) -> bool:
-        """Whether another trial may begin: complete and running ones are not the total yet, and there is time."""
-        complete = sum(trial.state == "complete" for trial in self.store.trials)
-        return complete + running < self.plan.n_trials and not self._is_out_of_time() and not self.exhausted
+        """Whether another trial may begin: tried and running ones are not the total yet, and there is time."""
+        return (
+            n_tried(self.store.trials) + running < self.plan.n_trials
+            and not self._is_out_of_time()
+            and not self.exhausted
+        )
 
     def _is_out_of_time(self) -> bool:
         spent = sum(trial.result.seconds for trial in self.store.trials if trial.result)
@@ -196,6 +200,10 @@ class _Session:
         return all(trial.state != "running" for trial in self.store.trials[: max(0, self._n_settled())])
 
     def _begin(self, params: Params, start: TrialStart) -> TrialRecord:
+        if (halving := self.plan.halving) is not None:
+            settled = self.store.trials[: max(0, self._n_settled())]
+            stored = start.stored if self.plan.settings.objective == "pareto" else None
+            start = replace(start, rungs=halving.thresholds(settled, stored))
         number = self.store.begin(params, {name: self.distributions[name] for name in params}, start)
         self.log.info("trial %d begins: architecture %s, %d parameters", number, start.architecture.id, start.stored)
         return self.store.trials[number]
@@ -214,12 +222,14 @@ class _Session:
     def _record(self, result: TrialResult) -> None:
         self.store.finish(result.number, result)
         told = result.error if result.score is None else f"{result.score:.4f}"
+        if result.state == "pruned":
+            told = f"not among the best after epoch {result.epochs[-1].epoch}"
         self.log.info("trial %d %s after %.1f s: %s", result.number, result.state, result.seconds, told)
         self._drop_weights()
         self.listener(TrialEnded(self.store.trials[result.number]))
 
     def _drop_weights(self) -> None:
-        """Keep those of the best trials only, and of the front where it is searched; a failed trial leaves none."""
+        """Keep those of the best trials, and of the front where it is searched; failed and pruned trials leave none."""
         ranked = sorted((t for t in self.store.trials if t.score is not None), key=lambda t: -(t.score or 0.0))
         front = pareto_front(self.store.trials) if self.plan.settings.objective == "pareto" else ()
         kept = {trial.number for trial in front}
@@ -228,7 +238,7 @@ class _Session:
                 if file.name != RESULT_FILE:
                     file.unlink()
         for trial in self.store.trials:
-            if trial.state == "failed":
+            if trial.state in ("failed", "pruned"):
                 shutil.rmtree(self._job(trial).folder, ignore_errors=True)
 
     def _end(self, pool: WorkerPool | None) -> SearchOutcome:
@@ -257,13 +267,12 @@ class _Session:
             return "SIGINT", "stopped by Ctrl-C"
         if self.exhausted:
             return "exhausted", self.exhausted
-        complete = sum(trial.state == "complete" for trial in self.store.trials)
-        if complete < self.plan.n_trials:
+        if n_tried(self.store.trials) < self.plan.n_trials:
             return "time", f"the {self.plan.settings.time} of training are spent"
         return "trials", ""
 
     def _job(self, trial: TrialRecord) -> TrialJob:
-        return self.plan.job(trial.number, trial.architecture, trial.training)
+        return self.plan.job(trial.number, trial.architecture, trial.training, trial.rungs)
 
 
 def _observation(trial: TrialRecord, is_settled: bool, is_timed: bool) -> Observation:

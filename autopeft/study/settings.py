@@ -32,8 +32,10 @@ class SearchSettings(Frozen):
     """What one trial trains, a shipped name or a YAML file: `demo` without model and data, else `local`."""
     space: str = "hybrid"
     """What may be varied, a shipped name or a YAML file."""
-    sampler: str = "tpe"
-    """What proposes architectures: tpe, random, gp, nsga2, evolution; optuna:NAME or optunahub:PACKAGE for others."""
+    site_map: str | None = None
+    """YAML file that says where the sites of a model are, where they are not recognised; as recognised by default."""
+    sampler: str = "bo"
+    """What proposes architectures: bo, random, tpe, gp, nsga2, evolution; optuna:NAME, optunahub:PACKAGE for others."""
     objective: Literal["score", "pareto"] = "score"
     """`score`: the best score within the budget; `pareto`: the best score for every number of stored parameters."""
     baselines: bool = True
@@ -42,8 +44,14 @@ class SearchSettings(Frozen):
     """Run folders of earlier studies, of this task or another, whose trials the sampler learns from: bo, evolution."""
     cost_aware: bool = False
     """Whether improvement is weighed against the seconds that a trial takes: bo. Such a study is not repeatable."""
+    pruner: Literal["none", "halving"] = "none"
+    """halving: stop a trial that is not among the best after a part of its epochs; none: train all to their end."""
+    first_rung: float = Field(default=0.25, gt=0, lt=1)
+    """With pruner halving: the share of a trial's epochs, rounded up, after which it is first compared."""
+    eta: int = Field(default=2, ge=2, le=100)
+    """With pruner halving: the best 1/eta of the trials that have come so far go on, to eta times as many epochs."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Completed trials in all, earlier runs of the study included; the recipe's by default."""
+    """Trials in all, complete or pruned, earlier runs of the study included; the recipe's by default."""
     time: str | None = None
     """Hours, minutes and seconds of training in all, such as 2h, 90m or 1h30m; no limit by default."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
@@ -97,10 +105,12 @@ def resolve_settings(
     return load_options(SearchSettings, options, config)
 
 
-def _value(text: str, annotation: Any) -> str | int | bool:
+def _value(text: str, annotation: Any) -> str | int | float | bool:
     """The text of a variable, as the number or truth value that its setting takes."""
     if annotation is bool and text in ("true", "false"):
         return text == "true"
+    if annotation is float and re.fullmatch(r"\d*\.\d+", text, re.ASCII):
+        return float(text)
     is_number = "int" in str(annotation) and text.isascii() and text.isdigit()
     return int(text) if is_number else text
 

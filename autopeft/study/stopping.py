@@ -96,7 +96,7 @@ class FailurePolicy:
             return
         self.ended += 1
         self.rejected = 0
-        if result.state == "complete":
+        if result.state != "failed":
             self.last.clear()
             return
         self.failed += 1

@@ -17,7 +17,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.trial import TrialState
 
 from autopeft.engine.trial import TrialResult
 from autopeft.errors import StudyBusyError, StudyCorruptError, StudyMismatchError
@@ -37,7 +36,7 @@ from autopeft.study.database import (
 )
 from autopeft.study.events import EVENTS_FILE, EventLog, read
 from autopeft.study.identity import Identity, Part, check
-from autopeft.study.optuna_storage import close_storage, frozen_trial, head, load_study, optuna_errors
+from autopeft.study.optuna_storage import STATES, close_storage, frozen_trial, head, load_study, optuna_errors
 from autopeft.study.reader import OUTCOME_ATTRIBUTE, STUDY_ATTRIBUTE, SUMMARY_PREFIX, decode, load
 from autopeft.study.record import (
     Json,
@@ -267,10 +266,9 @@ class Store:
 
     def _tell(self, trial: StoredTrial) -> None:
         assert trial.outcome is not None
-        score = trial.outcome["result"]["score"]
-        state = TrialState.FAIL if score is None else TrialState.COMPLETE
+        result = trial.outcome["result"]
         with optuna_errors(self._path):
-            self.study.tell(trial.number, score, state=state)
+            self.study.tell(trial.number, result["score"], state=STATES[result["state"]])
 
     def _acknowledge(self, *events: tuple[str, Json]) -> None:
         """Write events of what the database holds. Those that a full disk has kept back come first, next time."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.errors import ModelError
 from autopeft.export.base import base_model_of
 from autopeft.export.reading import SpecSource, read_spec
-from autopeft.transfer.placing import place_in
+from autopeft.transfer.placing import place_in, site_map_for
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,7 +19,8 @@ def apply(
 
     `spec` is an `AdapterSpec`, its JSON, or the path of a spec file or of an exported folder. With `map_layers`, the
     layers of a model of another depth take the modules of the proportional ones. `config` goes to `HybridConfig`:
-    `task_type`, `dropout`, `modules_to_save`. A model that `apply` has returned takes further adapters under other
+    `task_type`, `dropout`, `modules_to_save`, `site_map` (the spec's by default,
+    where it fits the model). A model that `apply` has returned takes further adapters under other
     names.
 
     Raises:
@@ -31,8 +32,11 @@ def apply(
 
     from autopeft.hybrid import HybridConfig, read_anatomy
 
-    anatomy = read_anatomy(model)
-    architecture, _ = place_in(read_spec(spec), anatomy, may_map=map_layers)
+    given = read_spec(spec)
+    if "site_map" not in config:
+        config["site_map"] = site_map_for(given, lambda sites: read_anatomy(model, sites))
+    anatomy = read_anatomy(model, HybridConfig(architecture=given.architecture, **config).parsed_site_map())
+    architecture, _ = place_in(given, anatomy, may_map=map_layers)
     wanted = HybridConfig(architecture=architecture, base_fingerprint=anatomy.fingerprint, **config)
     if not isinstance(model, PeftModel):
         return get_peft_model(model, wanted, adapter_name=adapter_name)

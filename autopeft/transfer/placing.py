@@ -1,11 +1,14 @@
 """The architecture of a spec, made to stand in a given model: its layers mapped where the depth differs."""
 
+from collections.abc import Callable
+
 from autopeft.errors import AutopeftError, ConfigError, ModelError, UnknownSiteError
 from autopeft.export.reading import Given
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Architecture
 from autopeft.space.depth import Depth, depth_of, map_layers
 from autopeft.space.modules import MODULES
+from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 
 def place_in(given: Given, anatomy: Anatomy, *, may_map: bool) -> tuple[Architecture, tuple[str, ...]]:
@@ -28,6 +31,22 @@ def place_in(given: Given, anatomy: Anatomy, *, may_map: bool) -> tuple[Architec
             architecture, notes = map_layers(architecture, source, target)
     check_places(architecture, anatomy)
     return architecture, notes
+
+
+def site_map_for(given: Given, read: Callable[[SiteMap], Anatomy]) -> SiteMap:
+    """The map that the architecture comes with, where the model has all that it names; else sites as recognised.
+
+    `read` gives the model's anatomy by a map.
+
+    Raises:
+        ModelError: no transformer layers are recognised without a map either.
+    """
+    try:
+        read(given.site_map)
+    except ModelError:
+        read(NO_SITE_MAP)
+        return NO_SITE_MAP
+    return given.site_map
 
 
 def check_places(architecture: Architecture, anatomy: Anatomy) -> None:
@@ -66,7 +85,7 @@ def _source_depth(given: Given, anatomy: Anatomy) -> Depth:
     if base.anatomy == anatomy.fingerprint:
         return depth_of(anatomy)
     try:
-        return depth_of(load_anatomy(base.name, base.revision))
+        return depth_of(load_anatomy(base.name, base.revision, given.site_map))
     except AutopeftError as error:
         raise ModelError(
             f"{given.name}: this spec of version 1 does not say how deep its base model is, and that cannot be "

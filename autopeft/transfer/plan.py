@@ -4,12 +4,12 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autopeft.config import to_yaml
-from autopeft.engine.fingerprint import fingerprint
+from autopeft.engine.models import load_anatomy
 from autopeft.engine.recipe import TaskSpec, TrialRecipe, load_recipe
 from autopeft.engine.trial import Backend, TrialJob
 from autopeft.errors import ModelError, UsageError
@@ -17,10 +17,11 @@ from autopeft.export.reading import Given, read_spec
 from autopeft.resources import atomic_write
 from autopeft.space.architecture import Architecture
 from autopeft.space.modules import Scalar
+from autopeft.space.site_map import load_site_map
 from autopeft.study.identity import Part
 from autopeft.study.planning import LOCAL_RECIPE, RUNS, Task, name_word, resolve_task
 from autopeft.study.settings import SearchSettings
-from autopeft.transfer.placing import place_in
+from autopeft.transfer.placing import place_in, site_map_for
 from autopeft.transfer.settings import TrainSettings
 
 _SEEDS = "seeds"
@@ -68,7 +69,13 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
     if settings.data is None and recipe.task.dataset is None:
         raise UsageError(f"no data: {given.name} does not say where its data are. Give them with --data")
     search = SearchSettings(budget="100%", model=model, data=settings.data, seed=settings.seed)
-    task = resolve_task(search, recipe)
+    if settings.site_map is not None:
+        site_map, origin = load_site_map(settings.site_map), settings.site_map
+    else:
+        revision = recipe.model.revision if model == recipe.model.name else None
+        site_map = site_map_for(given, lambda sites: load_anatomy(model, revision, sites))
+        origin = given.name
+    task = replace(resolve_task(search, recipe, site_map), site_map_name=origin)
     architecture, layers = place_in(given, task.anatomy, may_map=True)
     training = _searched_training(settings, given)
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
@@ -82,10 +89,12 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
         layers=layers,
         task=task,
         training=training,
-        backend=TransformerBackend(model=task.model, revision=task.revision, recipe=recipe, data=task.data),
+        backend=TransformerBackend(
+            model=task.model, revision=task.revision, recipe=recipe, data=task.data, site_map=site_map
+        ),
         identity={
             "architecture": Part(architecture.id, architecture.id),
-            "model": Part(task.model, fingerprint(task.model, task.revision)),
+            "model": task.model_part,
             "data": Part(task.data.name, task.data.content_hash),
             "metric": Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
             "training": Part(json.dumps(protocol, sort_keys=True), _hash(protocol)),

@@ -16,6 +16,8 @@ class TrainSettings(Frozen):
     """Labelled data, as for a search; the data set of the recipe by default."""
     recipe: str | None = None
     """How to train, a shipped name or a YAML file; by default as the search did that found the spec."""
+    site_map: str | None = None
+    """YAML file that says where the sites of the model are; the spec's, where it fits, by default."""
     seeds: int = Field(default=1, ge=1, le=1000)
     """Trainings in all, with consecutive seeds; earlier runs in the same folder count."""
     seed: int = Field(default=0, ge=0, le=2**31)

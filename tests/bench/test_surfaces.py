@@ -1,5 +1,7 @@
 """Surfaces of the synthetic suite: what they promise about themselves and about their optima."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from autopeft.bench.grouped import best_of_groups
 from autopeft.bench.masked import best_of_masks
 from autopeft.bench.suite import SUITE, fingerprint, load_problem
 from autopeft.bench.surface import Family, Surface
+from autopeft.cli import run
 from autopeft.space.architecture import Architecture
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
@@ -93,9 +96,9 @@ def test_surfaces_of_other_seeds_order_architectures_differently():
 
 def test_noise_follows_the_seed_and_has_the_problems_spread():
     problem = load_problem("hybrid-12-layered")
-    run, other = problem.start(1), problem.start(2)
-    assert run.noise(2) == problem.start(1).noise(2) not in {run.noise(3), other.noise(2)}
-    seen = np.array([run.noise(number) for number in range(2000)])
+    first, other = problem.start(1), problem.start(2)
+    assert first.noise(2) == problem.start(1).noise(2) not in {first.noise(3), other.noise(2)}
+    seen = np.array([first.noise(number) for number in range(2000)])
     assert seen.mean() == pytest.approx(0, abs=0.1)
     assert seen.std() == pytest.approx(problem.noise, rel=0.1)
 
@@ -105,3 +108,21 @@ def test_a_rate_far_too_high_ruins_every_architecture():
     best = problem.space.candidate(problem.optimum.params)
     ruined = problem.surface.raw(best.architecture, {"learning_rate": 1.0})
     assert ruined < 0.05 * problem.optimum.raw
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "autopeft-24-layered",
+        "lora-12-patchy",
+        "lora-24-pooled",
+        *(pytest.param(n, marks=pytest.mark.nightly) for n in SUITE if n.startswith("hybrid")),
+    ],
+)
+def test_an_optimum_computed_anew_is_the_stored_one(name, tmp_path):
+    assert run(["bench", "optima", "--problems", name, "--out", str(tmp_path / "optima.json")]) == 0
+    found = json.loads((tmp_path / "optima.json").read_text())[name]
+    stored = load_problem(name).optimum
+    assert found["raw"] == pytest.approx(stored.raw, abs=1e-9)
+    assert found["raw_median"] == pytest.approx(stored.raw_median, abs=1e-9)
+    assert found["drawn"] == stored.drawn

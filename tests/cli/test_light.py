@@ -27,7 +27,20 @@ def modules_after(arguments: list[str], cwd=None) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["search"], ["status"], ["show"], ["ls"], ["check"], ["count"], ["export"], ["train"]]
+    "command",
+    [
+        [],
+        ["search"],
+        ["status"],
+        ["show"],
+        ["ls"],
+        ["check"],
+        ["count"],
+        ["export"],
+        ["train"],
+        ["bench"],
+        ["bench", "samplers"],
+    ],
 )
 def test_help_imports_nothing_heavy(command):
     assert not HEAVY & modules_after([*command, "--help"])

@@ -85,11 +85,11 @@ def test_a_search_for_the_front_with_another_sampler_goes_without_them_if_told(p
 
 def test_a_search_from_an_earlier_one_says_what_it_takes_and_what_the_sampler_leaves(searched):
     place, _ = searched
-    options = ("--from", "runs/r", "--cost-aware", "--trials", "1", "--run", "runs/from")
+    options = ("--sampler", "tpe", "--from", "runs/r", "--cost-aware", "--trials", "1", "--run", "runs/from")
     done = place(*SEARCH, *QUICK, *options)
     assert done.code == 0, done.err
     assert "note     from runs/r: 4 of 4 complete trials are in this space" in done.err
-    assert "sampler tpe does not look at the trials of --from; evolution would" in done.err
+    assert "sampler tpe does not look at the trials of --from; bo" in done.err
     assert "does not weigh seconds as --cost-aware asks" in done.err
     none = place(*SEARCH, *QUICK, "--from", "runs/none", "--run", "runs/other")
     assert none.code == 2

@@ -112,6 +112,28 @@ def test_a_hybrid_learns_the_task_and_leaves_its_weights(trainer: TransformerTra
     assert result.peak_memory_bytes is not None and result.peak_memory_bytes > 1e7
 
 
+def test_a_trial_that_falls_short_at_a_rung_is_stopped_there_and_leaves_no_weights(
+    trainer: TransformerTrainer, tmp_path: Path
+) -> None:
+    whole = without_time(run(trainer, job(tmp_path / "whole", epochs=3)).result)
+    reached = [epoch.metrics[0][1] for epoch in whole.epochs]
+    passing = replace(job(tmp_path / "passing", epochs=3), rungs=((1, reached[0]), (2, max(reached[:2]))))
+    assert without_time(run(trainer, passing).result) == whole
+    short = replace(job(tmp_path / "short", epochs=3), rungs=((1, 0.0), (2, max(reached[:2]) + 0.01)))
+    result = run(trainer, short).result
+    assert (result.state, result.score, result.best_epoch, result.cause) == ("pruned", None, None, None)
+    assert without_time(result).epochs == whole.epochs[:2]  # so the schedule is that of three epochs
+    assert (result.stored, result.trained, result.head) == (whole.stored, whole.trained, whole.head)
+    assert read_result(tmp_path / "short") == result
+    assert [path.name for path in (tmp_path / "short").iterdir()] == ["result.json"]
+
+
+def test_a_trial_that_patience_ends_at_a_rung_is_complete(trainer: TransformerTrainer, tmp_path: Path) -> None:
+    patient = job(tmp_path, epochs=5, patience=1, learning_rate=1e-9)  # the score stays what it was
+    result = run(trainer, replace(patient, rungs=((2, 1.0),))).result
+    assert (result.state, len(result.epochs)) == ("complete", 2)
+
+
 def test_the_same_job_gives_the_same_numbers_here_and_in_a_fresh_process(
     trainer: TransformerTrainer, bert: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,21 @@ def cut(weights):
     weights[key] = weights[key][:1].contiguous()
 
 
+def as_saved_once(weights):
+    """Scalar gates as they were named when they were parameters."""
+    gates = [key for key in weights if key.endswith("_gate.weight") and weights[key].shape == (1,)]
+    assert gates
+    for key in gates:
+        weights[key.removesuffix(".weight")] = weights.pop(key)
+
+
+def test_scalar_gates_under_their_former_name_are_loaded(folder):
+    expected = logits(load_strict(classifier("bert"), folder).eval())
+    change(folder, as_saved_once)
+    for load in (load_strict, PeftModel.from_pretrained):
+        assert distance(logits(load(classifier("bert"), folder).eval()), expected) == 0.0
+
+
 EDITS = {
     "missing": (lambda weights: weights.pop(next(k for k in weights if "lora_A" in k)), "1 missing"),
     "unexpected": (

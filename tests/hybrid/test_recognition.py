@@ -1,12 +1,14 @@
 """Sites by name agree with what a model does; a probe finds what has no effect; users can name sites themselves."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from transformers import GPTJConfig, GPTNeoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer, LlamaModel
 
-from autopeft.errors import ConfigError, UnknownSiteError
+from autopeft.errors import ConfigError, ModelError, UnknownSiteError
 from autopeft.hybrid import HybridConfig, SiteMap, anatomy_of, find_sites, load_site_map, read_anatomy
 from autopeft.hybrid.probe import TESTED, usable_sites, without_effect
 from autopeft.hybrid.trace import trace_roles
@@ -128,6 +130,20 @@ def test_a_site_map_with_an_unknown_role_is_refused(tmp_path):
     file.write_text("version: 1\nroles: {attn.qq: a, ffn.in: b}\n")
     with pytest.raises(ConfigError, match=r"unknown role 'attn.qq'. Did you mean 'attn.q'"):
         load_site_map(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"roles": {"attn.q": "wq"}}, "for attn.q: wq. The first layer has: attention.self.query, "),
+        ({"roles": {"attn.q": "*"}}, "not one linear map of a layer for attn.q: *"),
+        ({"stacks": {"decoder": "blocks"}}, "no layers under decoder: blocks. Lists of modules are: encoder.layer"),
+        ({"attention": "mixer"}, "attention: no 'mixer' in a layer. The first layer has: attention, attention.self"),
+    ],
+)
+def test_a_site_map_of_another_model_is_refused_with_what_there_is(given, told):
+    with pytest.raises(ModelError, match=re.escape(told)):
+        anatomy_of(tiny("bert").config, SiteMap(**given))
 
 
 def test_a_linear_map_that_is_never_called_is_left_out():

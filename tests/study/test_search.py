@@ -45,8 +45,8 @@ def check_invariants(run: Path, n_trials: int) -> StudyView:
     return view
 
 
-def start(run: Path, n_trials: int, seconds: float = 0.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.study.toy_search", str(run), str(n_trials), str(seconds)]
+def start(run: Path, n_trials: int, seconds: float = 0.0, *pruner: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.study.toy_search", str(run), str(n_trials), str(seconds), *pruner]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

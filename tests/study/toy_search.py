@@ -1,10 +1,11 @@
 """A whole search with the toy backend: the study, the store and the pool are real, only training is not.
 
-Run as a program it is what the tests kill: python -m tests.study.toy_search RUN TRIALS [seconds per epoch]
+Run as a program it is what the tests kill: python -m tests.study.toy_search RUN TRIALS [seconds per epoch [halving]]
 """
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from autopeft.engine.toy import ToyBackend
@@ -12,6 +13,7 @@ from autopeft.samplers import SAMPLERS
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import load_space
+from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
 from autopeft.study.plan import Plan
 from autopeft.study.search import search
@@ -58,8 +60,18 @@ def toy_plan(
     )
 
 
+def halved_plan(run: Path, n_trials: int = 14, seconds: float = 0.0, **given: object) -> Plan:
+    """With trials of four epochs, of which halving stops some after the first or second."""
+    backend = ToyBackend(seconds_per_epoch=seconds, epochs=4, anatomy=ANATOMY)
+    plan = toy_plan(run, n_trials, backend, pruner="halving", **given)
+    return replace(plan, halving=Halving.over(4, 0.25, 2))
+
+
 if __name__ == "__main__":
     folder, trials = Path(sys.argv[1]), int(sys.argv[2])
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
-    outcome = search(toy_plan(folder, trials, ToyBackend(seconds_per_epoch=seconds)))
+    plan = toy_plan(folder, trials, ToyBackend(seconds_per_epoch=seconds))
+    if "halving" in sys.argv:
+        plan = halved_plan(folder, trials, seconds)
+    outcome = search(plan)
     print(outcome.reason, len(outcome.view.trials))

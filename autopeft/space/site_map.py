@@ -9,9 +9,9 @@ roles: {attn.q: attn.wq, attn.k: attn.wk, attn.v: attn.wv, attn.o: attn.proj, ff
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from autopeft.config import Frozen, load
 from autopeft.errors import did_you_mean
@@ -32,16 +32,21 @@ class SiteMap(Frozen):
     prefix: bool | None = None
     """Whether prefix vectors reach the attention; by default as recognised."""
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
+    @field_validator("roles")
+    @classmethod
+    def _known(cls, roles: Mapping[str, str]) -> Mapping[str, str]:
         problems = [
             f"unknown role '{role}'.{did_you_mean(role, LINEAR_ROLES)} Known: {', '.join(LINEAR_ROLES)}"
-            for role in self.roles
+            for role in roles
             if role not in LINEAR_ROLES
         ]
         if problems:
             raise ValueError("; ".join(problems))
-        return self
+        return roles
+
+    def to_json(self) -> dict[str, Any] | None:
+        """What files keep of it; None of the empty one."""
+        return self.model_dump(mode="json") if self != NO_SITE_MAP else None
 
     def stack_of(self, list_name: str) -> str | None:
         """The stack whose layers the `ModuleList` of this name holds; None where it is none."""
@@ -63,8 +68,18 @@ NO_SITE_MAP = SiteMap()
 
 
 def load_site_map(path: Path | str) -> SiteMap:
-    """
+    """The map in a YAML file.
+
     Raises:
         ConfigError: everything that is wrong with the file.
     """
     return load(Path(path), SiteMap)
+
+
+def find_site_map(path: Path | str | None) -> SiteMap:
+    """The map in a file, the empty one where none is named.
+
+    Raises:
+        ConfigError: as `load_site_map`.
+    """
+    return NO_SITE_MAP if path is None else load_site_map(path)

@@ -1,0 +1,25 @@
+"""A trial in a few words."""
+
+from autopeft.space.layer_map import layer_map
+from autopeft.study.record import TrialRecord
+
+
+def pruned_at(trial: TrialRecord) -> str:
+    """`pruned at epoch 2: accuracy 0.4100, 0.4400 needed`, of a pruned trial."""
+    assert trial.result is not None
+    last = trial.result.epochs[-1].epoch
+    reached = max(epoch.metrics[0][1] for epoch in trial.result.epochs)
+    return f"pruned at epoch {last}: {metric_of(trial)} {reached:.4f}, {dict(trial.rungs)[last]:.4f} needed"
+
+
+def metric_of(trial: TrialRecord) -> str:
+    """The name of the metric that was maximised."""
+    return trial.result.epochs[0].metrics[0][0] if trial.result and trial.result.epochs else "score"
+
+
+def summary(trial: TrialRecord) -> str:
+    """The architecture in one line."""
+    rate = dict(trial.training).get("learning_rate")
+    training = f"lr={rate:.2g}  " if isinstance(rate, float) else ""
+    name = f"[{trial.baseline}]  " if trial.baseline else ""
+    return name + training + "; ".join(layer_map(trial.architecture))
