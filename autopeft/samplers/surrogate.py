@@ -10,7 +10,8 @@ Dimensions".
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
@@ -92,7 +93,7 @@ def fit(X: Matrix, y: Vector, columns: Sequence[Sequence[int]]) -> Hyperparamete
                 outputscale_constraint=GreaterThan(_LEAST_VARIANCE, transform=None, initial_value=share),
             )
         )
-    with warnings.catch_warnings():
+    with _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inputs beyond the unit cube, and an optimiser that stops at its limit
         model = SingleTaskGP(
             torch.from_numpy(X),
@@ -112,6 +113,20 @@ def fit(X: Matrix, y: Vector, columns: Sequence[Sequence[int]]) -> Hyperparamete
         parts.append(Part(float(kernel.outputscale.detach()), inverse))
     noise = float(model.likelihood.noise.detach())
     return Hyperparameters(tuple(parts), noise, float(model.mean_module.constant.detach()))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small matrices are slower on several threads, above all while trials are trained beside them; and the same number
+    of threads everywhere gives the same numbers everywhere."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 class Posterior:

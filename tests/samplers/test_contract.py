@@ -3,7 +3,9 @@
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -52,11 +54,17 @@ def run(sampler, space: SearchSpace, n_trials: int, seed: int = 0, objective="sc
 
 def home(name: str) -> tuple[SearchSpace, int]:
     """A space in which the sampler is quick, and trials enough to see more of it than its random start."""
-    space, n_trials = ("unipelt", 18) if name == "gp" else ("hybrid", 28)
+    space, n_trials = ("unipelt", 18) if name in ("bo", "gp") else ("hybrid", 28)
     return SearchSpace(load_space(space), ANATOMY, 113_566), n_trials
 
 
-def check(space: SearchSpace, past: list[Observation]) -> None:
+@cache
+def run_at_home(name: str, objective: str = "score") -> tuple[Observation, ...]:
+    """Several tests look at it."""
+    return tuple(run(SAMPLERS[name], *home(name), objective=objective))
+
+
+def check(space: SearchSpace, past: Sequence[Observation]) -> None:
     for observation in past:
         candidate = space.candidate(dict(observation.params))
         assert space.is_valid(candidate)
@@ -67,8 +75,8 @@ def check(space: SearchSpace, past: list[Observation]) -> None:
 @pytest.mark.parametrize("objective", ["score", "pareto"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_proposals_are_in_the_space_within_the_budget_and_new(name, objective):
-    space, n_trials = home(name)
-    check(space, run(SAMPLERS[name], space, n_trials, objective=objective))
+    space, _ = home(name)
+    check(space, run_at_home(name, objective))
 
 
 @pytest.mark.parametrize("space", ["s4", "autopeft"])
@@ -80,11 +88,10 @@ def test_spaces_that_fill_or_mask_are_searched_too(name, space):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(name):
-    space, n_trials = home(name)
-    whole = run(SAMPLERS[name], space, n_trials)
-    again, _ = home(name)
+    whole = run_at_home(name)
+    again, n_trials = home(name)
     for number in (n_trials - 1, 7):
-        assert propose(SAMPLERS[name], Ask(again, whole[:number], number)) == again.candidate(
+        assert propose(SAMPLERS[name], Ask(again, list(whole[:number]), number)) == again.candidate(
             dict(whole[number].params)
         )
 
@@ -92,16 +99,16 @@ def test_a_resumed_study_proposes_what_the_uninterrupted_one_does(name):
 def test_proposals_are_the_same_in_another_process():
     code = (
         "from tests.samplers.test_contract import *\n"
-        "print({name: [o.architecture_id for o in run(SAMPLERS[name], *home(name))] for name in SAMPLERS})"
+        "print({name: [o.architecture_id for o in run_at_home(name)] for name in SAMPLERS})"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert other == str({name: [o.architecture_id for o in run(SAMPLERS[name], *home(name))] for name in SAMPLERS})
+    assert other == str({name: [o.architecture_id for o in run_at_home(name)] for name in SAMPLERS})
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"random"}))
 def test_what_was_learned_changes_the_proposal(name):
-    space, n_trials = home(name)
-    past = run(SAMPLERS[name], space, n_trials)
+    space, _ = home(name)
+    past = list(run_at_home(name))
     worse = [replace(o, score=None if o.score is None else -o.score) for o in past]
     proposals = {propose(SAMPLERS[name], Ask(space, trials, 1)).architecture.id for trials in (past, worse)}
     assert len(proposals) == 2
