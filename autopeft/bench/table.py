@@ -29,6 +29,7 @@ from autopeft.errors import StudyMismatchError, UsageError
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.search_space import Candidate, SearchSpace
+from autopeft.space.site_map import NO_SITE_MAP
 from autopeft.space.spec import load_space
 from autopeft.study.planning import LIBRARIES, name_word, resolve_task
 from autopeft.study.settings import SearchSettings
@@ -102,7 +103,7 @@ def _tasks(settings: TableSettings, recipe: TrialRecipe) -> tuple[list[_Task], A
 
     found: list[_Task] = []
     for source in settings.tasks:
-        task = resolve_task(SearchSettings(budget=BUDGET, data=source, seed=settings.seed), recipe)
+        task = resolve_task(SearchSettings(budget=BUDGET, data=source, seed=settings.seed), recipe, NO_SITE_MAP)
         data = _shortened(task.data)
         name = name_word(source)
         backend = TransformerBackend(model=task.model, revision=task.revision, recipe=recipe, data=data)
