@@ -1,5 +1,6 @@
 """The command line: parse, call one function, render. Heavy packages are imported inside the commands."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point of the `autopeft` command; ends the process with the documented exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT imports it where it is installed, and it warns of a kernel that it lacks, whatever the model.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     sys.exit(run(sys.argv[1:]))
 
 

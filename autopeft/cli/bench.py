@@ -1,4 +1,4 @@
-"""The bench commands: samplers side by side, tables of real trainings, the optima of the synthetic suite."""
+"""The bench commands: samplers side by side, tables of real trainings, optima of the synthetic suite."""
 
 import json
 import sys
@@ -7,15 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from autopeft.cli.bench_trials import trials
 from autopeft.cli.text import table
 from autopeft.resources import atomic_write
 
 app = typer.Typer(
-    help="Samplers side by side; tables of real trainings.",
+    help="Samplers side by side; tables of real trainings; speed of trials.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(trials)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

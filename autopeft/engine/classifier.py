@@ -175,12 +175,13 @@ def let_adapters_drop(adapted: PeftModel) -> None:
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Write config and weights (the head included) to `folder`, each file whole or not at all."""
     unfinished = folder / _UNFINISHED
+    adapted.create_or_update_model_card = lambda output_dir: None  # a template that takes longer than the weights
     adapted.save_pretrained(str(unfinished), save_embedding_layers=False)
     for name in ADAPTER_FILES:
         with (unfinished / name).open("rb+") as file:
             os.fsync(file.fileno())
         (unfinished / name).replace(folder / name)
-    for left in unfinished.iterdir():  # PEFT's generic model card
+    for left in unfinished.iterdir():  # by an attempt that was killed
         left.unlink()
     unfinished.rmdir()
     sync_folder(folder)

@@ -104,7 +104,7 @@ class FrozenPartReuse:
         is_half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
         self._rounding = 3e-2 if is_half else 1e-5
         """How far results may be apart that come from the same sums, made of matrices of other shapes."""
-        self._plans: dict[Any, tuple[Plan, ...]] = {}
+        self._plans: dict[Any, Plan] = {}
         self._log = logging.getLogger(__name__)
 
     @contextmanager
@@ -138,17 +138,17 @@ class FrozenPartReuse:
             trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
             devices = [self._device] if self._device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), _shaken(trained):
-                self._plans[signature] = self._find_plans(forward, trained)
-        return next(plan for plan in self._plans[signature] if self._cache.fits(plan.kept))
+                plans = self._find_plans(forward, trained)
+                self._plans[signature] = next(plan for plan in plans if self._cache.fits(plan.kept))
+        return self._plans[signature]
 
-    def _find_plans(self, forward: Forward, trained: Sequence[nn.Parameter]) -> tuple[Plan, ...]:
+    def _find_plans(self, forward: Forward, trained: Sequence[nn.Parameter]) -> Iterator[Plan]:
         """The ways to cut the model, the one that leaves least to compute first; the last needs no cache."""
         batches = _examples(self._splits["train"], self._device)
         reads: Reads | None = self._tried(
             partial(self._read, forward, batches, trained), "the last layer computes all tokens"
         )
         last = self._last_layer(reads)
-        plans = []
         for whole_layers in (False, True) if self._cache.share else ():
             find = partial(
                 find_frozen,
@@ -159,8 +159,8 @@ class FrozenPartReuse:
                 whole_layers=whole_layers,
                 last=last,
             )
-            plans.append(Plan(self._tried(find, "each step computes the frozen layers") or (), reads))
-        return (*dict.fromkeys(plans), Plan((), reads))
+            yield Plan(self._tried(find, "each step computes the frozen layers") or (), reads)
+        yield Plan((), reads)
 
     def _read(self, forward: Forward, batches: Sequence[Batch], trained: Sequence[nn.Parameter]) -> Reads | None:
         """The token that the head reads, if the last layer gives the same when it computes that one alone."""

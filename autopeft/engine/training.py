@@ -129,8 +129,27 @@ class TransformerTrainer:
             }
         )
 
-    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
+    def prepare(self, job: TrialJob) -> None:
+        """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
+
+        Raises:
+            As `train`.
+        """
+        with (
+            self._base.adapted(job.architecture, dropout=0.0, seed=job.seed) as adapted,
+            self._reuse.shortened(job.architecture, partial(self._forward, adapted)),
+        ):
+            pass
+
+    def train(
+        self,
+        job: TrialJob,
+        on_epoch: Callable[[EpochRecord], None],
+        on_step: Callable[[Tensor], None] = lambda loss: None,
+    ) -> TrialResult:
         """Train, keep the best epoch's weights and write them to `job.folder`; a pruned trial leaves none.
+
+        `on_step` gets the loss of each step, after the step.
 
         Raises:
             NotFiniteError: the loss or a metric is NaN or infinite.
@@ -146,7 +165,7 @@ class TransformerTrainer:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
                 overhead, memory = self._gauge(adapted, spec)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch)
+                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
                 if best is not None:
                     save_adapter(adapted, job.folder)
         finally:
@@ -210,6 +229,7 @@ class TransformerTrainer:
         job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
+        on_step: Callable[[Tensor], None],
     ) -> tuple[EpochRecord | None, list[EpochRecord]]:
         """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all.
 
@@ -239,6 +259,7 @@ class TransformerTrainer:
                 total += loss.detach() * len(batch.rows)
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
+                on_step(loss.detach())
             adapted.eval()
             outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
             metrics = self._scores(outputs, self._splits["validation"].labels)

@@ -6,6 +6,7 @@ the whole group, are ignored here; a watchdog ends the process the moment its pa
 
 import errno
 import faulthandler
+import gc
 import logging
 import os
 import pickle
@@ -48,6 +49,7 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
     try:
         backend: Backend = pickle.loads(pipe.recv_bytes())
         trainer = backend.open(index)
+        let_garbage_be_found_fast()
     except Exception as error:
         pipe.send(CannotGoOn(_as_autopeft_error(error, "the worker could not start"), traceback.format_exc()))
         return
@@ -135,6 +137,13 @@ def describe(error: BaseException) -> str:
     """The exception in one line, with its class unless the message is meant for users."""
     first = next(iter(str(error).strip().splitlines()), "")
     return first if isinstance(error, AutopeftError) else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def let_garbage_be_found_fast() -> None:
+    """Leave all that is alive now out of later searches for garbage: each trial ends with one, and the modules of torch
+    and transformers alone make it take longer than a short trial."""
+    gc.collect()
+    gc.freeze()
 
 
 def peak_memory_bytes() -> int | None:

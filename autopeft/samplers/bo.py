@@ -32,10 +32,10 @@ _STARTUP_TRIALS = 8
 """Complete trials before the surrogate takes over."""
 _MOST_FITTED = 160
 """Trials that hyper-parameters are fitted to; more cost time and change little."""
-_RANDOM, _GROWN, _NEAR = 40, 10, 12
+_RANDOM, _GROWN, _NEAR = 30, 10, 10
 """Points that a search begins with: drawn, drawn and grown to the budget, around each of the best (two sorts)."""
-_INCUMBENTS, _STARTS, _STEPS = 5, 3, 15
-_PAIRS = 40
+_INCUMBENTS, _STARTS, _STEPS = 5, 3, 10
+_PAIRS = 24
 """Double changes looked at in each step of the local search."""
 _EAGER = 0.1
 """Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
@@ -51,7 +51,7 @@ Acquisition = Callable[[Sequence[Candidate]], Vector]
 
 
 def suggest_bo(ask: Ask) -> Params:
-    """Bayesian optimisation over what fits the budget (the default); the first eight trials are baselines or random."""
+    """Bayesian optimisation over what fits the budget; the first eight trials are baselines or random."""
     space, rng = ask.space, np.random.default_rng(ask.seed)
     complete = [trial for trial in ask.past if trial.state == "complete"]
     encoding = _ENCODINGS.setdefault(space, Encoding(space))
@@ -86,7 +86,7 @@ class _Beliefs:
         rest = y - told(X)
         others = [(trial, value_of_failed(scores)) for trial in ask.past if trial.state == "failed"]
         others += expected_ends([trial for trial in ask.past if trial.state == "pruned"], complete)
-        hyperparameters = _fitted(X, rest, parts)
+        hyperparameters = _fitted(X, np.array([trial.score for trial in complete], dtype=float), parts)
         if others:
             X_others = encoding.encode([space.candidate(dict(trial.params)) for trial, _ in others])
             y_others = (np.array([value for _, value in others]) - centre) / scale - told(X_others)
@@ -195,12 +195,13 @@ def _parts(encoding: Encoding) -> tuple[Sequence[int], ...]:
     return tuple(range(encoding.n_settings)), (*training, *amounts), training
 
 
-def _fitted(X: Matrix, y: Vector, parts: Sequence[Sequence[int]]) -> Hyperparameters:
+def _fitted(X: Matrix, scores: Vector, parts: Sequence[Sequence[int]]) -> Hyperparameters:
     """Fitted to all complete trials but the latest few, so that not every proposal waits for a fit."""
-    n = len(y)
+    n = len(scores)
     n -= n % 5 if n >= 20 else 0
     n -= n % 20 if n >= 100 else 0
-    X, y = X[:n], y[:n]
+    X, y = X[:n], tamed(scores[:n])
+    y = (y - y.mean()) / (y.std() or 1.0)
     if n > _MOST_FITTED:  # the best, where precision matters, and others evenly over the study
         order = np.argsort(-y, kind="stable")
         rest = np.sort(order[_MOST_FITTED // 2 :])

@@ -33,12 +33,17 @@ def changes(space: SearchSpace, candidate: Candidate) -> list[Change]:
 
 
 def single(space: SearchSpace, candidate: Candidate) -> Iterator[Candidate]:
-    """The valid points that are one change away."""
+    """The valid points that are one change away, along intervals also by smaller steps than `neighbours` takes."""
     active = dict(candidate.params)
-    for name, value in changes(space, candidate):
-        other = space.changed(active, name, value)
-        if other.params != candidate.params and space.is_valid(other):
-            yield other
+    yield from space.neighbours(active)
+    for parameter in space.parameters:
+        domain = parameter.domain
+        if isinstance(domain, Interval) and parameter.name in active:
+            value = float(active[parameter.name])
+            for step in _STEPS:
+                other = space.changed(active, parameter.name, _moved(domain, value, step))
+                if other.params != candidate.params and space.is_valid(other):
+                    yield other
 
 
 def several(

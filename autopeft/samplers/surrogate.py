@@ -16,7 +16,6 @@ from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, solve_triangular
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -122,12 +121,16 @@ class Posterior:
         self._hyper, self._X, self._y = hyperparameters, X, y
         noise = (hyperparameters.noise + _JITTER) * np.eye(len(X))
         self._factor = np.linalg.cholesky(hyperparameters.kernel(X, X) + noise)
+        from scipy.linalg import cho_solve  # slow to import, which lists and help need not wait for
+
         self._weights: Vector = cho_solve((self._factor, True), y - hyperparameters.mean, check_finite=False)
 
     def predict(self, Z: Matrix) -> tuple[Vector, Vector]:
         """Mean and standard deviation, without noise, at Z (m, d); each (m,)."""
         covariance = self._hyper.kernel(Z, self._X)
         mean = self._hyper.mean + covariance @ self._weights
+        from scipy.linalg import solve_triangular
+
         explained = solve_triangular(self._factor, covariance.T, lower=True, check_finite=False)
         variance = self._hyper.variance - (explained * explained).sum(0)
         return mean, np.sqrt(np.maximum(variance, 1e-10))

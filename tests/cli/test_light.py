@@ -40,6 +40,7 @@ def modules_after(arguments: list[str], cwd=None) -> set[str]:
         ["train"],
         ["bench"],
         ["bench", "samplers"],
+        ["bench", "trials"],
     ],
 )
 def test_help_imports_nothing_heavy(command):
