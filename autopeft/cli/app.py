@@ -106,6 +106,9 @@ def search(
     first_rung: Annotated[
         float | None, typer.Option(help="Of halving: share of the epochs before the first comparison.")
     ] = None,
+    first_rung_on: Annotated[
+        str | None, typer.Option(help="Of halving: epochs; or rows, for a short training on that share of them first.")
+    ] = None,
     eta: Annotated[int | None, typer.Option(help="Of halving: the best 1/eta go on.")] = None,
     trials: Annotated[
         int | None, typer.Option(help="Trials in all, complete or pruned, earlier runs included.")
@@ -153,6 +156,7 @@ def search(
         "cost_aware": cost_aware,
         "pruner": pruner,
         "first_rung": first_rung,
+        "first_rung_on": first_rung_on,
         "eta": eta,
         "trials": trials,
         "time": time,

@@ -209,7 +209,7 @@ def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
         seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
         note: str = trial.result.cause or "" if trial.result else ""
         if trial.state == "pruned" and trial.result:
-            note = f"at epoch {trial.result.epochs[-1].epoch}"
+            note = f"at epoch {len(trial.result.epochs)}" if trial.result.epochs else "on a part of the rows"
         state = f"{trial.state} {note}".strip()
         layers = "; ".join(layer_map(trial.architecture))
         name = [trial.baseline or ""] if named else []

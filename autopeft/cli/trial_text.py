@@ -1,15 +1,23 @@
 """A trial in a few words."""
 
+from autopeft.engine.rungs import SCREENING, Reached
 from autopeft.space.layer_map import layer_map
 from autopeft.study.record import TrialRecord
 
 
 def pruned_at(trial: TrialRecord) -> str:
-    """`pruned at epoch 2: accuracy 0.4100, 0.4400 needed`, of a pruned trial."""
-    assert trial.result is not None
-    last = trial.result.epochs[-1].epoch
-    reached = max(epoch.metrics[0][1] for epoch in trial.result.epochs)
-    return f"pruned at epoch {last}: {metric_of(trial)} {reached:.4f}, {dict(trial.rungs)[last]:.4f} needed"
+    """`pruned at epoch 2: accuracy 0.4100 - 0.1 loss 1.2000 = 0.2900, 0.3000 needed`, of a pruned trial."""
+    result = trial.result
+    assert result is not None
+    epochs = result.epochs or ((result.screened,) if result.screened else ())
+    at = result.epochs[-1].epoch if result.epochs else SCREENING
+    rung = next(rung for rung in trial.rungs if rung.epoch == at)
+    reached = Reached.by([epoch.metrics for epoch in epochs])
+    standing = f"{epochs[0].metrics[0][0]} {reached.score:.4f}"
+    if rung.loss_weight and reached.loss is not None:
+        standing += f" - {rung.loss_weight:.2g} loss {reached.loss:.4f} = {reached.standing(rung.loss_weight):.4f}"
+    where = "on a part of the rows" if at == SCREENING else f"at epoch {at}"
+    return f"pruned {where}: {standing}, {rung.least:.4f} needed"
 
 
 def metric_of(trial: TrialRecord) -> str:

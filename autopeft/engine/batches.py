@@ -146,11 +146,11 @@ def training_order(lengths: Tensor, batch_size: int, seed: int, epoch: int, mega
 
 
 def training_batches(
-    split: TokenisedSplit, batch_size: int, seed: int, epoch: int, multiple_of: int = 1
+    split: TokenisedSplit, batch_size: int, seed: int, epoch: int, rows: Tensor, multiple_of: int = 1
 ) -> Iterator[Batch]:
-    """The batches of one epoch, in the order of `training_order`."""
-    for rows in training_order(split.lengths, batch_size, seed, epoch):
-        yield split.batch(rows, multiple_of)
+    """The batches of one epoch over the rows at these positions, in the order of `training_order`."""
+    for chosen in training_order(split.lengths[rows], batch_size, seed, epoch):
+        yield split.batch(rows[chosen], multiple_of)
 
 
 def evaluation_batches(split: TokenisedSplit, batch_size: int, multiple_of: int = 1) -> Iterator[Batch]:

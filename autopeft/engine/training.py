@@ -8,12 +8,13 @@ from the trial's seed: on a CPU the same job gives the same numbers in every pro
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -165,7 +166,10 @@ class TransformerTrainer:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
                 overhead, memory = self._gauge(adapted, spec)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
+                    screened = self._screened(adapted, forward, spec, job, job.screen) if job.screen else None
+                    best, records = None, list[EpochRecord]()
+                    if screened is None or not job.fails_screening(screened):
+                        best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
                 if best is not None:
                     save_adapter(adapted, job.folder)
         finally:
@@ -184,6 +188,7 @@ class TransformerTrainer:
             peak_memory_bytes=self._peak_memory(),
             latency_overhead=overhead,
             training_memory_bytes=memory,
+            screened=screened,
         )
 
     def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
@@ -238,15 +243,70 @@ class TransformerTrainer:
         `forward` runs it on a batch of a named split.
         """
         trained = [p for p in adapted.parameters() if p.requires_grad]
+        records, kept = list[EpochRecord](), list[Tensor]()
+        best: EpochRecord | None = None
+        all_rows = torch.arange(len(self._splits["train"]))
+        for epoch, (step, loss) in enumerate(
+            self._epochs(adapted, forward, spec, job.seed, all_rows, on_step), start=1
+        ):
+            metrics = self._validated(forward)
+            record = EpochRecord(epoch, step, loss, metrics, time.monotonic() - start)
+            records.append(record)
+            on_epoch(record)
+            if best is None or metrics[0][1] > best.metrics[0][1]:
+                best, kept = record, [p.detach().clone() for p in trained]
+            elif spec.patience is not None and epoch - best.epoch >= spec.patience:
+                break
+            if job.falls_short(records):
+                return None, records
+        assert best is not None
+        with torch.no_grad():
+            for parameter, value in zip(trained, kept, strict=True):
+                parameter.copy_(value)
+        return best, records
+
+    def _screened(
+        self, adapted: Any, forward: Callable[[str, Batch], Tensor], spec: TrainingSpec, job: TrialJob, share: float
+    ) -> EpochRecord:
+        """The end of a training on that share of the rows, the same for all trials, with a schedule of its own.
+
+        `adapted` and the random numbers are afterwards what they were, so that a trial which goes on is trained as if
+        it had not been screened.
+        """
+        start = time.monotonic()
+        trained = [p for p in adapted.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in trained]
+        n_rows = len(self._splits["train"])
+        rows = torch.from_numpy(np.random.default_rng(0).permutation(n_rows)[: math.ceil(share * n_rows)])
+        with torch.random.fork_rng([self._base.device] if self._base.device.type == "cuda" else []):
+            *_, (steps, loss) = self._epochs(adapted, forward, spec, job.seed, rows.sort().values)
+        metrics = self._validated(forward)
+        with torch.no_grad():
+            for parameter, value in zip(trained, before, strict=True):
+                parameter.copy_(value)
+        return EpochRecord(spec.epochs, steps, loss, metrics, time.monotonic() - start)
+
+    def _epochs(
+        self,
+        adapted: Any,
+        forward: Callable[[str, Batch], Tensor],
+        spec: TrainingSpec,
+        seed: int,
+        rows: Tensor,
+        on_step: Callable[[Tensor], None] = lambda loss: None,
+    ) -> Iterator[tuple[int, float]]:
+        """Train on these rows; at the end of each epoch, with `adapted` in eval mode, the steps so far and the mean
+        loss of the epoch.
+        """
+        trained = [p for p in adapted.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
-        steps_per_epoch = math.ceil(len(split) / spec.batch_size)
-        step, records, kept = 0, list[EpochRecord](), list[Tensor]()
-        best: EpochRecord | None = None
+        steps_per_epoch = math.ceil(len(rows) / spec.batch_size)
+        step = 0
         for epoch in range(1, spec.epochs + 1):
             let_adapters_drop(adapted)
             total = torch.zeros((), device=self._base.device)
-            for batch in training_batches(split, spec.batch_size, job.seed, epoch):
+            for batch in training_batches(split, spec.batch_size, seed, epoch, rows):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
@@ -261,22 +321,11 @@ class TransformerTrainer:
                     refuse_not_finite(total, step)
                 on_step(loss.detach())
             adapted.eval()
-            outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
-            metrics = self._scores(outputs, self._splits["validation"].labels)
-            record = EpochRecord(epoch, step, float(total) / len(split), metrics, time.monotonic() - start)
-            records.append(record)
-            on_epoch(record)
-            if best is None or metrics[0][1] > best.metrics[0][1]:
-                best, kept = record, [p.detach().clone() for p in trained]
-            elif spec.patience is not None and epoch - best.epoch >= spec.patience:
-                break
-            if job.falls_short(records):
-                return None, records
-        assert best is not None
-        with torch.no_grad():
-            for parameter, value in zip(trained, kept, strict=True):
-                parameter.copy_(value)
-        return best, records
+            yield step, float(total) / len(rows)
+
+    def _validated(self, forward: Callable[[str, Batch], Tensor]) -> tuple[tuple[str, float], ...]:
+        outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
+        return self._scores(outputs, self._splits["validation"].labels)
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
         """The head's outputs in float32 `(B, n_outputs)`."""

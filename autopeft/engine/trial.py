@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from autopeft.engine.rungs import SCREENING, Rungs
 from autopeft.errors import StudyCorruptError
 from autopeft.resources import atomic_write
 from autopeft.space.architecture import Architecture
@@ -26,9 +27,7 @@ Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory",
 """`over a limit`: rejected before it was trained, by `--max-latency-overhead` or `--max-memory`."""
 OVER_A_LIMIT: Cause = "over a limit"
 State = Literal["complete", "failed", "pruned"]
-"""`pruned`: stopped at a rung, since its score there was not among the best; it has no score of its own."""
-Rungs = tuple[tuple[int, float], ...]
-"""(epoch, score): a trial whose best score so far is lower at the end of that epoch is stopped there."""
+"""`pruned`: stopped at a rung, since it was not among the best there; it has no score of its own."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -53,11 +52,17 @@ class TrialJob:
     """Where the trial's weights and result go; made when it is needed."""
     rungs: Rungs = ()
     """Known before the trial begins, so that nothing that happens meanwhile changes how it ends."""
+    screen: float | None = None
+    """Share of the train rows on which the trial is trained once before it begins; None: it begins at once."""
 
     def falls_short(self, epochs: "Sequence[EpochRecord]") -> bool:
         """Whether the trial is to be stopped after the last of `epochs`, which begin with the first."""
-        reached = max(epoch.metrics[0][1] for epoch in epochs)
-        return any(rung == epochs[-1].epoch and reached < least for rung, least in self.rungs)
+        reached = [epoch.metrics for epoch in epochs]
+        return any(rung.epoch == epochs[-1].epoch and rung.is_missed(reached) for rung in self.rungs)
+
+    def fails_screening(self, screened: "EpochRecord") -> bool:
+        """Whether the trial is not to begin, after the end of its training on a part of the rows."""
+        return any(rung.epoch == SCREENING and rung.is_missed([screened.metrics]) for rung in self.rungs)
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,8 @@ class TrialResult:
     """Time of a forward pass over the base model's, measured before training where it is limited."""
     training_memory_bytes: int | None = None
     """Of a training step at its peak, measured before training where it is limited."""
+    screened: EpochRecord | None = None
+    """The end of the training on a part of the rows, where the trial was screened: no epoch and no score of its own."""
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -152,7 +159,9 @@ class TrialResult:
         return cls(number, "failed", None, None, epochs, 0, 0, 0, seconds, peak_memory_bytes, cause, line)
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": FORMAT_VERSION, **asdict(self), "epochs": [epoch.to_json() for epoch in self.epochs]}
+        screened = None if self.screened is None else self.screened.to_json()
+        epochs = [epoch.to_json() for epoch in self.epochs]
+        return {"version": FORMAT_VERSION, **asdict(self), "epochs": epochs, "screened": screened}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
@@ -168,7 +177,9 @@ class TrialResult:
         _check(values, _RESULT_FIELDS)
         if values["state"] not in get_args(State) or values["cause"] not in {*get_args(Cause), None}:
             raise ValueError("'state' or 'cause' is not a known word")
-        return cls(**{**values, "epochs": tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])})
+        screened = None if values["screened"] is None else EpochRecord.from_json(values["screened"])
+        epochs = tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])
+        return cls(**{**values, "epochs": epochs, "screened": screened})
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
@@ -257,9 +268,10 @@ _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "error": (str, _NONE),
     "latency_overhead": (*_NUMBER, _NONE),
     "training_memory_bytes": (int, _NONE),
+    "screened": (dict, _NONE),
 }
-_LATER_FIELDS: Mapping[str, None] = {"latency_overhead": None, "training_memory_bytes": None}
-"""Results that were written before there were limits do not have them."""
+_LATER_FIELDS: Mapping[str, None] = {"latency_overhead": None, "training_memory_bytes": None, "screened": None}
+"""Results that were written before there were such do not have them."""
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

@@ -30,25 +30,34 @@ def tamed(scores: Vector) -> Vector:
 def expected_ends(pruned: Sequence[Observation], complete: Sequence[Observation]) -> list[tuple[Observation, float]]:
     """(pruned trial, the score that it would have ended with), where complete trials tell.
 
-    A straight line from the score after as many epochs to the final one, fitted to the complete trials; never above the
-    best score that was seen, since a pruned trial was not among the good ones.
+    A straight line from the score after as many epochs (or of the screening, where it got no further) to the final one,
+    fitted to the complete trials; never above the best score that was seen, since a pruned trial was not among the good
+    ones.
     """
     told = []
     best = max((o.score for o in complete if o.score is not None), default=0.0)
     for trial in pruned:
         n_epochs = len(trial.curve)
+        reached = _reached(trial, n_epochs)
         pairs = [
-            (o.curve[n_epochs - 1], o.score) for o in complete if len(o.curve) >= n_epochs > 0 and o.score is not None
+            (early, o.score) for o in complete if (early := _reached(o, n_epochs)) is not None and o.score is not None
         ]
-        if len(pairs) < _ENOUGH:
+        if len(pairs) < _ENOUGH or reached is None:
             continue
         early, final = np.array(pairs).T
         spread = float(early.var())
         slope = (
             max(0.0, float(((early - early.mean()) * (final - final.mean())).mean()) / spread) if spread > 0 else 0.0
         )
-        told.append((trial, min(best, float(final.mean() + slope * (trial.curve[-1] - early.mean())))))
+        told.append((trial, min(best, float(final.mean() + slope * (reached - early.mean())))))
     return told
+
+
+def _reached(trial: Observation, n_epochs: int) -> float | None:
+    """The score after as many epochs, of the screening for none; None where there is none."""
+    if n_epochs == 0:
+        return trial.screened
+    return trial.curve[n_epochs - 1] if len(trial.curve) >= n_epochs else None
 
 
 def value_of_failed(scores: Vector) -> float:

@@ -40,6 +40,8 @@ class Observation:
     """That the trial took; None while it runs."""
     curve: tuple[float, ...] = ()
     """Of a pruned or complete trial: the score after each epoch."""
+    screened: float | None = None
+    """The score of a short training on a part of the rows before; None: there was none."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopeft.engine.trial import Backend, Rungs, TrialJob, trial_seed
+from autopeft.engine.rungs import Rungs
+from autopeft.engine.trial import Backend, TrialJob, trial_seed
 from autopeft.samplers import Earlier, Sampler
 from autopeft.space.architecture import Architecture
 from autopeft.space.budget import ParameterBudget
@@ -62,4 +63,5 @@ class Plan:
     ) -> TrialJob:
         """The job of trial `number`; its seed and folder follow from the number."""
         seed = trial_seed(self.settings.seed, number)
-        return TrialJob(number, architecture, training, seed, trial_folder(self.run, number), rungs)
+        screen = self.halving.screen if self.halving else None
+        return TrialJob(number, architecture, training, seed, trial_folder(self.run, number), rungs, screen)

@@ -17,6 +17,7 @@ from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
+from autopeft.engine.rungs import SCREENING
 from autopeft.errors import ConfigError
 from autopeft.samplers import LEARNS_FROM_EARLIER, SAMPLERS, WEIGHS_SECONDS, find_sampler
 from autopeft.samplers.named import OptunaSampler
@@ -231,7 +232,8 @@ def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baselin
 def _halving(settings: SearchSettings, recipe: TrialRecipe) -> Halving | None:
     if settings.pruner == "none":
         return None
-    return Halving.over(recipe.training.epochs, settings.first_rung, settings.eta)
+    on_rows = settings.first_rung_on == "rows"
+    return Halving.over(recipe.training.epochs, settings.first_rung, settings.eta, on_rows=on_rows)
 
 
 def _pruner_facts(halving: Halving | None, recipe: TrialRecipe) -> tuple[tuple[str, str], ...]:
@@ -239,9 +241,14 @@ def _pruner_facts(halving: Halving | None, recipe: TrialRecipe) -> tuple[tuple[s
         return ()
     if not halving.rungs:
         return (("pruner", f"halving, which stops none: {recipe.training.epochs} epochs have no rung"),)
-    epochs = ", ".join(map(str, halving.rungs))
-    where = f"epoch{'s' if len(halving.rungs) > 1 else ''} {epochs} of {recipe.training.epochs}"
-    return (("pruner", f"halving: the best 1/{halving.eta} of the trials that reach {where} go on"),)
+    epochs = [str(rung) for rung in halving.rungs if rung != SCREENING]
+    places = (
+        [f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(epochs)} of {recipe.training.epochs}"] if epochs else []
+    )
+    if halving.screen is not None:
+        places.insert(0, f"the end of a training on {100 * halving.screen:g}% of the rows")
+    where = " and ".join(places)
+    return (("pruner", f"halving: the best 1/{halving.eta} of the trials that reach {where} go on; baselines do"),)
 
 
 def _without_effect(settings: SearchSettings) -> tuple[str, ...]:

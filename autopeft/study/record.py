@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from autopeft.engine.trial import Rungs, TrialResult
+from autopeft.engine.rungs import Rung, Rungs
+from autopeft.engine.trial import TrialResult
 from autopeft.errors import ConfigError, StudyCorruptError
 from autopeft.space.architecture import Architecture
 from autopeft.space.modules import Scalar
@@ -38,7 +39,7 @@ class TrialStart:
     baseline: str | None = None
     """The published configuration that it is; None where a sampler proposed it."""
     rungs: Rungs = ()
-    """Scores that it has to reach to go on, from the trials before it."""
+    """How it has to stand to go on, from the trials before it."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class StoredTrial:
             finished=_number(self.outcome["finished"]) if self.outcome else None,
             result=result,
             baseline=baseline,
-            rungs=tuple((_whole(epoch), _number(score)) for epoch, score in self.start.get("rungs", ())),
+            rungs=tuple(_rung(*rung) for rung in self.start.get("rungs", ())),
         )
 
 
@@ -195,6 +196,10 @@ class StoredStudy:
 _START_KEYS = {"architecture", "architecture_id", "stored", "training", "retry_of", "started"}
 _OPTIONAL_START_KEYS = {"baseline", "rungs"}
 _OUTCOME_KEYS = {"finished", "result"}
+
+
+def _rung(epoch: Any, least: Any, loss_weight: Any = 0.0) -> Rung:
+    return Rung(_whole(epoch), _number(least), _number(loss_weight))
 
 
 def _whole(value: Any) -> int:

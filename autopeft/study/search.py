@@ -200,7 +200,7 @@ class _Session:
         return all(trial.state != "running" for trial in self.store.trials[: max(0, self._n_settled())])
 
     def _begin(self, params: Params, start: TrialStart) -> TrialRecord:
-        if (halving := self.plan.halving) is not None:
+        if (halving := self.plan.halving) is not None and start.baseline is None:
             settled = self.store.trials[: max(0, self._n_settled())]
             stored = start.stored if self.plan.settings.objective == "pareto" else None
             start = replace(start, rungs=halving.thresholds(settled, stored))
@@ -223,7 +223,7 @@ class _Session:
         self.store.finish(result.number, result)
         told = result.error if result.score is None else f"{result.score:.4f}"
         if result.state == "pruned":
-            told = f"not among the best after epoch {result.epochs[-1].epoch}"
+            told = f"not among the best after {f'epoch {len(result.epochs)}' if result.epochs else 'screening'}"
         self.log.info("trial %d %s after %.1f s: %s", result.number, result.state, result.seconds, told)
         self._drop_weights()
         self.listener(TrialEnded(self.store.trials[result.number]))
@@ -282,7 +282,8 @@ def _observation(trial: TrialRecord, is_settled: bool, is_timed: bool) -> Observ
         return Observation(*known, "running", None, trial.stored)
     curve = tuple(epoch.metrics[0][1] for epoch in trial.result.epochs if epoch.metrics)
     seconds = trial.result.seconds if is_timed else None
-    return Observation(*known, trial.state, trial.score, trial.stored, seconds, curve)
+    screened = trial.result.screened.metrics[0][1] if trial.result.screened else None
+    return Observation(*known, trial.state, trial.score, trial.stored, seconds, curve, screened)
 
 
 def _evaluation_json(number: int, evaluation: Evaluation) -> dict[str, object]:

@@ -47,9 +47,13 @@ class SearchSettings(Frozen):
     pruner: Literal["none", "halving"] = "none"
     """halving: stop a trial that is not among the best after a part of its epochs; none: train all to their end."""
     first_rung: float = Field(default=0.25, gt=0, lt=1)
-    """With pruner halving: the share of a trial's epochs, rounded up, after which it is first compared."""
-    eta: int = Field(default=2, ge=2, le=100)
-    """With pruner halving: the best 1/eta of the trials that have come so far go on, to eta times as many epochs."""
+    """With pruner halving: the share of a trial's epochs, rounded up, after which it is first compared; then after
+    twice as many, and so on."""
+    first_rung_on: Literal["epochs", "rows"] = "epochs"
+    """With pruner halving: rows trains each trial first on that share of the rows, with all epochs and a schedule of
+    its own, and from the start again on all rows if it is among the best."""
+    eta: int = Field(default=3, ge=2, le=100)
+    """With pruner halving: the best 1/eta of the trials that have come so far go on."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
     """Trials in all, complete or pruned, earlier runs of the study included; the recipe's by default."""
     time: str | None = None

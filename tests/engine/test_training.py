@@ -13,6 +13,7 @@ from torch import nn
 
 from autopeft.engine.classifier import ADAPTER_FILES, SharedClassifier
 from autopeft.engine.pool import Finished, WorkerPool
+from autopeft.engine.rungs import SCREENING, Rung
 from autopeft.engine.training import TransformerTrainer, parameter_groups, rate_at, training_of
 from autopeft.engine.trial import EpochRecord, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import TrialDone, run_trial
@@ -117,9 +118,9 @@ def test_a_trial_that_falls_short_at_a_rung_is_stopped_there_and_leaves_no_weigh
 ) -> None:
     whole = without_time(run(trainer, job(tmp_path / "whole", epochs=3)).result)
     reached = [epoch.metrics[0][1] for epoch in whole.epochs]
-    passing = replace(job(tmp_path / "passing", epochs=3), rungs=((1, reached[0]), (2, max(reached[:2]))))
+    passing = replace(job(tmp_path / "passing", epochs=3), rungs=(Rung(1, reached[0]), Rung(2, max(reached[:2]))))
     assert without_time(run(trainer, passing).result) == whole
-    short = replace(job(tmp_path / "short", epochs=3), rungs=((1, 0.0), (2, max(reached[:2]) + 0.01)))
+    short = replace(job(tmp_path / "short", epochs=3), rungs=(Rung(1, 0.0), Rung(2, max(reached[:2]) + 0.01)))
     result = run(trainer, short).result
     assert (result.state, result.score, result.best_epoch, result.cause) == ("pruned", None, None, None)
     assert without_time(result).epochs == whole.epochs[:2]  # so the schedule is that of three epochs
@@ -130,8 +131,24 @@ def test_a_trial_that_falls_short_at_a_rung_is_stopped_there_and_leaves_no_weigh
 
 def test_a_trial_that_patience_ends_at_a_rung_is_complete(trainer: TransformerTrainer, tmp_path: Path) -> None:
     patient = job(tmp_path, epochs=5, patience=1, learning_rate=1e-9)  # the score stays what it was
-    result = run(trainer, replace(patient, rungs=((2, 1.0),))).result
+    result = run(trainer, replace(patient, rungs=(Rung(2, 1.0),))).result
     assert (result.state, len(result.epochs)) == ("complete", 2)
+
+
+def test_a_trial_that_is_screened_is_trained_as_if_it_had_not_been(trainer: TransformerTrainer, tmp_path: Path) -> None:
+    whole = without_time(run(trainer, job(tmp_path / "whole", epochs=2, dropout=0.2)).result)
+    asked = replace(job(tmp_path / "screened", epochs=2, dropout=0.2), screen=0.25)
+    result = run(trainer, replace(asked, rungs=(Rung(SCREENING, 0.0),))).result
+    assert result.screened is not None and result.screened.steps == 2 * 2  # two epochs of 12 of the 48 rows
+    assert result.screened.metrics != result.epochs[-1].metrics
+    assert replace(without_time(result), screened=None) == whole
+    assert read_result(asked.folder) == result
+    asked = replace(asked, folder=tmp_path / "stopped", rungs=(Rung(SCREENING, 1.01),))
+    stopped = run(trainer, asked).result
+    assert (stopped.state, stopped.score, stopped.epochs) == ("pruned", None, ())
+    assert stopped.screened is not None and stopped.screened.metrics == result.screened.metrics
+    assert [path.name for path in asked.folder.iterdir()] == ["result.json"]
+    assert read_result(asked.folder) == stopped
 
 
 def test_the_same_job_gives_the_same_numbers_here_and_in_a_fresh_process(
