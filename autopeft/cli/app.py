@@ -300,6 +300,7 @@ def estimate(
     space: Space = None,
     site_map: SiteMap = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
+    pruner: Annotated[str | None, typer.Option(help="halving or none, as for search.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     set_: Set = None,
@@ -307,7 +308,7 @@ def estimate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What a search would take: trains one epoch of one trial, and says size of the space, time, memory and disk."""
+    """What a search would take: trains a few epochs, and says size of the space, time, memory and disk."""
     from autopeft.cli.starting import run_estimate
 
     given = {"budget": budget, "model": model, "data": data, "recipe": recipe, "space": space, "trials": trials}
@@ -316,13 +317,8 @@ def estimate(
         "max_latency_overhead": max_latency_overhead,
         "max_memory": max_memory,
     }
-    _out(
-        run_estimate(
-            {**given, **limits, "site_map": site_map, "seed": seed, "workers": workers, "set": tuple(set_ or ())},
-            config,
-        ),
-        as_json,
-    )
+    others = {"pruner": pruner, "site_map": site_map, "seed": seed, "workers": workers, "set": tuple(set_ or ())}
+    _out(run_estimate({**given, **limits, **others}, config), as_json)
 
 
 @app.command()

@@ -1,26 +1,21 @@
 """Commands for the time before a search: a config to start from, and what a search would take."""
 
 import json
-import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autopeft.cli.shipped import space_figures
 from autopeft.cli.text import duration
-from autopeft.errors import AutopeftError, UsageError
+from autopeft.errors import UsageError
 from autopeft.resources import atomic_write
 from autopeft.space.budget import ParameterBudget
-from autopeft.study.plan import Plan
 from autopeft.study.planning import bind_space, load_files, make_plan, resolve_task
+from autopeft.study.probing import probe
 from autopeft.study.settings import SearchSettings, resolve_settings
 
 Report = tuple[str, Any]
-
-_SHORT_PROBE = 2
-"""Epochs of the probe: the first is slower than those that follow."""
 
 
 def write_config(
@@ -82,7 +77,7 @@ trials: {recipe.trials}
 sampler: bo
 seed: 0
 
-# Stop trials that are not among the best after a quarter of their epochs, and so on
+# Stop trials that are not among the best third after a quarter of their epochs, or after half of them
 # pruner: halving
 """
     atomic_write(path, text)
@@ -90,7 +85,7 @@ seed: 0
 
 
 def run_estimate(given: Mapping[str, Any], config: str | None) -> Report:
-    """Train one short trial with the real engine and say what a whole search would take; nothing is left behind.
+    """Train short trials with the real engine and say what a whole search would take; nothing is left behind.
 
     Raises:
         UsageError: whatever a search would refuse.
@@ -99,67 +94,31 @@ def run_estimate(given: Mapping[str, Any], config: str | None) -> Report:
     settings = resolve_settings({**given, "budget": given.get("budget") or (None if config else "0.5%")}, config)
     plan = make_plan(settings)
     lines, figures = space_figures(plan.space, settings.budget)
-    probe = _probe(plan)
-    workers = plan.n_workers
-    trial, n_trials = probe["seconds_per_trial"], plan.n_trials
-    waves = -(-n_trials // workers)
-    total = probe["seconds_to_open"] + waves * trial
-    disk = settings.keep * probe["bytes_per_trial"] + n_trials * 4_096
-    memory = probe["peak_memory_bytes"]
+    found = probe(plan)
+    workers, n_trials = plan.n_workers, plan.n_trials
+    share = plan.expected_cost(found.epochs)
+    total = found.seconds_to_open + max(1.0, -(-n_trials // workers) * share) * found.seconds_per_trial
+    if plan.seconds is not None:
+        total = min(total, found.seconds_to_open + plan.seconds)
+    disk = settings.keep * found.bytes_per_trial + n_trials * 4_096
+    memory = found.peak_memory_bytes
+    trial = f"{duration(found.seconds_per_trial)} for at most {found.epochs} epochs"
+    less = "less where trials end early"
+    if plan.halving is not None:
+        less = f"with {100 * share:.0f}% of their training, as halving is expected to leave; {less}"
     lines += [
-        f"trial    {duration(trial)} for at most {probe['epochs']} epochs (timed: {probe['probed_epochs']} of them)",
-        f"search   {duration(total)} for {n_trials} trials, {workers} at a time; less where trials end early",
-        f"memory   {memory * workers / 2**30:.2f} GB of {probe['device']} at the peak"
-        if memory
-        else "memory   unknown",
+        f"trial    {trial} (timed: {found.probed_epochs}, by {workers} at a time)",
+        f"search   {duration(total)} for {n_trials} trials, {workers} at a time, {less}",
+        f"memory   {memory * workers / 2**30:.2f} GB of {found.device} at the peak" if memory else "memory   unknown",
         f"disk     {disk / 2**20:.1f} MB for the weights of the {settings.keep} best trials and the study",
     ]
-    data = {**figures, **probe, "trials": n_trials, "workers": workers, "total_seconds": total, "disk_bytes": disk}
-    return "\n".join(lines), data
-
-
-def _probe(plan: Plan) -> dict[str, Any]:
-    """One trial of at most two epochs on a median architecture, and what the recipe's epochs would take."""
-    import numpy as np
-
-    from autopeft.engine.limits import NO_LIMITS
-    from autopeft.engine.pool import Finished, Ready, WorkerPool, available_cores
-    from autopeft.engine.training import TransformerBackend
-
-    sampled = [plan.space.sample(np.random.default_rng(seed)) for seed in range(9)]
-    point = sorted(sampled, key=lambda candidate: candidate.stored)[len(sampled) // 2]
-    backend = plan.backend
-    assert isinstance(backend, TransformerBackend)
-    training = backend.recipe.training
-    epochs = min(_SHORT_PROBE, training.epochs)
-    recipe = backend.recipe.model_copy(update={"training": training.model_copy(update={"epochs": epochs})})
-    threads = max(1, available_cores() // plan.n_workers)
-    start = time.monotonic()
-    opened, facts, result = 0.0, {}, None
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "probe"
-        memory = replace(backend.cache, folder=backend.cache.folder and Path(folder) / "cache")
-        with WorkerPool(replace(backend, recipe=recipe, limits=NO_LIMITS, cache=memory), threads=threads) as pool:
-            pool.submit(replace(plan.job(0, point.architecture, point.training), folder=place))
-            while result is None:
-                for event in pool.wait():
-                    if isinstance(event, Ready):
-                        opened, facts = time.monotonic() - start, dict(event.facts)
-                    elif isinstance(event, Finished):
-                        result = event.result
-        stored_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    if result.state == "failed":
-        raise AutopeftError(f"the probe failed: {result.error}")
-    done = [record.seconds for record in result.epochs]
-    per_epoch = (done[-1] - done[-2]) if len(done) > 1 else done[-1]
-    seconds = result.seconds + per_epoch * (training.epochs - len(done))
-    return {
-        "seconds_to_open": opened,
-        "seconds_per_trial": seconds,
-        "epochs": training.epochs,
-        "probed_epochs": len(done),
-        "probed_stored": point.stored,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "bytes_per_trial": stored_bytes,
-        "device": facts.get("device", "cpu"),
+    data = {
+        **figures,
+        **asdict(found),
+        "trials": n_trials,
+        "workers": workers,
+        "expected_share": share,
+        "total_seconds": total,
+        "disk_bytes": disk,
     }
+    return "\n".join(lines), data

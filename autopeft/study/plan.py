@@ -58,6 +58,12 @@ class Plan:
         assert self.space.budget is not None
         return self.space.budget
 
+    def expected_cost(self, epochs: int) -> float:
+        """Share of the training of trials of so many epochs that is done on average; 1 where none is stopped early."""
+        if self.halving is None:
+            return 1.0
+        return self.halving.expected_cost(self.n_trials, min(len(self.baselines), self.n_trials), epochs)
+
     def job(
         self, number: int, architecture: Architecture, training: tuple[tuple[str, Scalar], ...], rungs: Rungs = ()
     ) -> TrialJob:

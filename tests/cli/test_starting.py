@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from autopeft.config import load
 from autopeft.study.settings import SearchSettings
 from tests.conftest import QUICK
@@ -44,6 +46,15 @@ def test_estimate_times_a_probe_and_leaves_nothing(place):
     assert found["disk_bytes"] > found["bytes_per_trial"] > 0
     assert 0 < found["within_budget"]["fraction"] < 1
     assert sorted(place.folder.rglob("*")) == before
+    assert found["expected_share"] == 1
+
+
+def test_estimate_expects_halving_to_stop_trials(place):
+    halved = ("--pruner", "halving", "--workers", "1", "--trials", "40", *QUICK, "--set", "training.epochs=4")
+    found = place.json("estimate", *MODEL_AND_DATA, "--budget", "20%", *halved)
+    assert 0.3 < found["expected_share"] < 0.6
+    trained = 40 * found["expected_share"] * found["seconds_per_trial"]
+    assert found["total_seconds"] == pytest.approx(found["seconds_to_open"] + trained)
 
 
 def test_show_gives_a_spaces_size_share_and_named_points(place):
