@@ -1,5 +1,7 @@
 """The parts of the Bayesian sampler: each against a definition of its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,13 @@ def test_a_pruned_trial_counts_as_what_its_curve_foretells_but_never_as_the_best
     told = {t.curve: value for t, value in expected_ends(pruned, complete)}
     assert told == {(0.25,): pytest.approx(0.75), (0.9,): pytest.approx(1.0)}
     assert expected_ends(pruned, complete[:3]) == []
+
+
+def test_a_trial_stopped_by_screening_counts_as_what_the_screening_foretells():
+    complete = [Observation((), "", "complete", 0.5 + 0.1 * n, curve=(0.9,), screened=0.2 * n) for n in range(6)]
+    stopped = Observation((), "", "pruned", None, screened=0.3)
+    assert expected_ends([stopped], complete) == [(stopped, pytest.approx(0.65))]
+    assert expected_ends([stopped], [replace(trial, screened=None) for trial in complete]) == []
 
 
 def earlier_of(space, sign: float) -> Earlier:
