@@ -248,7 +248,7 @@ def _pruner_facts(halving: Halving | None, recipe: TrialRecipe) -> tuple[tuple[s
     if halving.screen is not None:
         places.insert(0, f"the end of a training on {100 * halving.screen:g}% of the rows")
     where = " and ".join(places)
-    return (("pruner", f"halving: the best 1/{halving.eta} of the trials that reach {where} go on; baselines do"),)
+    return (("pruner", f"halving: baselines, and the best 1/{halving.eta} of the trials that reach {where}, go on"),)
 
 
 def _without_effect(settings: SearchSettings) -> tuple[str, ...]:
