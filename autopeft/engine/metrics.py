@@ -1,4 +1,4 @@
-"""Scores of predictions, all of them better when greater, with bootstrap intervals over the rows.
+"""Scores of predictions with bootstrap intervals over the rows.
 
 A metric is a function of weighted rows, and a bootstrap sample is a vector of row weights, so that the score and its
 interval come from one formula, whole blocks of samples at a time. Where a score is undefined (one class only, constant
@@ -8,14 +8,15 @@ Pearson and Spearman with SciPy: the tests compare them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from autopeft.engine.tags import entity_f1, token_accuracy
+from autopeft.engine.text_metrics import bleu, exact_match, rouge
 
-__all__ = ["METRICS", "Metric", "interval"]
+__all__ = ["METRICS", "Metric", "find_metric", "interval"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -37,6 +38,10 @@ class Metric:
 
     name: str
     weighted: Callable[[Any, Any, Float], Float]
+    reads: Literal["predictions", "losses", "texts"] = "predictions"
+    """What `predicted` and `labels` are: `losses`: the sums of each row's losses, and how many those are; `texts`: what
+    a model made, and the true ones."""
+    is_minimised: bool = False
 
     def score(self, predicted: Any, labels: Any) -> float:
         """Score of predicted class numbers (or real numbers, for regression) `(n,)` against `labels (n,)`.
@@ -173,6 +178,17 @@ def _centred(X: Float, weights: Float) -> Float:
     return X / _largest(X)
 
 
+def _loss(sums: Float, numbers: Float, weights: Float) -> Float:
+    """The mean of all losses."""
+    return _divide(weights @ sums, weights @ numbers)
+
+
+def _perplexity(sums: Float, numbers: Float, weights: Float) -> Float:
+    """e to the mean loss, per token of the model's own vocabulary."""
+    with np.errstate(over="ignore"):
+        return np.exp(_loss(sums, numbers, weights))
+
+
 def _largest(X: Float) -> Float:
     """Largest absolute value of each row, `(R, 1)`; 1 for a row of zeros."""
     largest = np.abs(X).max(axis=1, keepdims=True)
@@ -187,9 +203,19 @@ METRICS: Mapping[str, Metric] = {
         Metric("macro_f1", _macro_f1),
         Metric("mcc", _mcc),
         Metric("micro_f1", _micro_f1),
+        Metric("loss", _loss, "losses", is_minimised=True),
+        Metric("perplexity", _perplexity, "losses", is_minimised=True),
+        Metric("exact_match", exact_match, "texts"),
+        *(Metric(kind, rouge(kind), "texts") for kind in ("rouge1", "rouge2", "rougeL")),
+        Metric("bleu", bleu, "texts"),
         Metric("entity_f1", entity_f1),
         Metric("token_accuracy", token_accuracy),
         Metric("pearson", _pearson),
         Metric("spearman", _spearman),
     )
 }
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of this name."""
+    return METRICS[name]

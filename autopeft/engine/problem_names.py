@@ -7,7 +7,19 @@ from autopeft.errors import did_you_mean
 
 __all__ = ["METRICS_OF", "ProblemName", "check_metric"]
 
-ProblemName = Literal["classification", "regression", "multi_label", "token_classification", "multiple_choice"]
+ProblemName = Literal[
+    "classification",
+    "regression",
+    "multi_label",
+    "token_classification",
+    "multiple_choice",
+    "causal_lm",
+    "seq2seq",
+]
+
+GENERATED = ("exact_match", "rouge1", "rouge2", "rougeL", "bleu")
+"""Metrics that read made texts: making them takes much longer than a loss, so that they are made for these only."""
+
 
 METRICS_OF: Mapping[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "macro_f1", "mcc"),
@@ -15,6 +27,8 @@ METRICS_OF: Mapping[str, tuple[str, ...]] = {
     "multi_label": ("micro_f1", "macro_f1", "accuracy"),
     "token_classification": ("entity_f1", "token_accuracy"),
     "multiple_choice": ("accuracy",),
+    "causal_lm": ("loss", "perplexity", *GENERATED),
+    "seq2seq": ("loss", "perplexity", *GENERATED),
 }
 """Problem → its metrics, the one first that is taken where the user names none."""
 

@@ -1,18 +1,19 @@
 """An adapted model on all rows of a split: its predictions and losses, scored by metrics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
-from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.problem_names import METRICS_OF
+from autopeft.engine.direction import sought
+from autopeft.engine.metrics import METRICS, Metric, interval
+from autopeft.engine.problem_names import GENERATED, METRICS_OF
 from autopeft.engine.problems import Problem
 
-__all__ = ["Judged", "judge", "metric_names"]
+__all__ = ["Judged", "judge", "metric_names", "searched"]
 
 INTERVAL_SEED = 0
 
@@ -35,11 +36,27 @@ class Judged:
 
     def scores(self, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
         """These metrics, then the loss."""
-        return (*((name, METRICS[name].score(self.predicted, self.true)) for name in names), ("loss", self.loss))
+        scores = {name: METRICS[name].score(*self._read(METRICS[name])) for name in names}
+        return tuple({**scores, "loss": self.loss}.items())
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % bootstrap interval of a metric over the rows."""
-        return interval(METRICS[name], self.predicted, self.true, seed=INTERVAL_SEED)
+        return interval(METRICS[name], *self._read(METRICS[name]), seed=INTERVAL_SEED)
+
+    def _read(self, metric: Metric) -> tuple[Any, Any]:
+        if metric.reads == "losses":
+            return self.losses.numpy(), self.weights.numpy()
+        return self.predicted, self.true
+
+    def with_texts(self, texts: Sequence[str]) -> "Judged":
+        """With the texts that the model made as its predictions."""
+        return replace(self, predicted=texts)
+
+
+def searched(scores: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    """Scores with the first as a search maximises it."""
+    name, value = scores[0]
+    return (sought(name, value), *scores) if METRICS[name].is_minimised else scores
 
 
 def judge(problem: Problem, split: TokenisedSplit, batch_size: int, forward: Callable[[Batch], Tensor]) -> Judged:
@@ -58,6 +75,7 @@ def judge(problem: Problem, split: TokenisedSplit, batch_size: int, forward: Cal
 
 
 def metric_names(metric: str, problem: Problem) -> tuple[str, ...]:
-    """The metric of the search, then the others that make sense for its problem."""
-    others = (name for name in METRICS_OF[problem.name] if name != "f1" or problem.n_outputs == 2)
+    """The metric of the search, then the others that make sense for its problem and are cheap."""
+    left_out = {*GENERATED, *(() if problem.n_outputs == 2 else ("f1",))}
+    others = (name for name in METRICS_OF[problem.name] if name not in left_out)
     return tuple(dict.fromkeys([metric, *others]))

@@ -15,8 +15,10 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from autopeft.engine.batches import TokenisedSplit
 from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
 from autopeft.engine.problems import Problem
+from autopeft.engine.splits import Split
 from autopeft.errors import AutopeftError, ModelError
 from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
 from autopeft.hybrid.layers import HybridLayer
@@ -77,7 +79,7 @@ class SharedModel:
             config.use_cache = False
         if not (name.startswith(PACKAGE) or Path(name).expanduser().is_dir()):
             model.name_or_path = name  # adapter configs name their base by this: a hub id, not a folder of the cache
-        head = _head_names(name, model, absent)
+        head = _head_names(name, model, absent, problem.has_head)
         for part in head:
             model.get_submodule(part).float()
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
@@ -93,6 +95,10 @@ class SharedModel:
         unused = getattr(embeddings, "padding_idx", None)
         positions -= 0 if unused is None else unused + 1
         return min(int(self.tokenizer.model_max_length), positions)
+
+    def encode(self, split: Split, max_length: int) -> TokenisedSplit:
+        """The rows as this model reads them, at most `max_length` tokens each."""
+        return self.problem.encode(split, self.tokenizer, max_length, self.model.config)
 
     @contextmanager
     def adapted(self, architecture: Architecture, *, dropout: float, seed: int) -> Iterator[PeftModel]:
@@ -232,21 +238,22 @@ def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -
     return model, frozenset(report["missing_keys"]) | odd
 
 
-def _head_names(name: str, model: Any, absent: frozenset[str]) -> tuple[str, ...]:
-    """Modules after the base model, and its pooler where that is absent from the checkpoint."""
+def _head_names(name: str, model: Any, absent: frozenset[str], has_head: bool) -> tuple[str, ...]:
+    """Modules after the base model, and its pooler where that is absent from the checkpoint; none where the head is the
+    model's own."""
     base = model.base_model_prefix
     names = [
         child
         for child, module in model.named_children()
-        if child != base and next(module.parameters(), None) is not None
+        if has_head and child != base and next(module.parameters(), None) is not None
     ]
     pooler = f"{base}.pooler"
-    if any(key.startswith(f"{pooler}.") for key in absent):
+    if has_head and any(key.startswith(f"{pooler}.") for key in absent):
         names.append(pooler)
     lost = sorted(key for key in absent if not key.startswith(tuple(f"{part}." for part in names)))
     if lost:
         raise ModelError(f"{name}: the checkpoint lacks {len(lost)} weights of the model, first {lost[0]}")
-    if not names:
+    if has_head and not names:
         raise ModelError(f"{name}: {type(model).__name__} has no task head that could be trained")
     return tuple(names)
 

@@ -9,6 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
 from autopeft.engine.data import TaskData
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.generating import generate
 from autopeft.engine.limits import NO_LIMITS, Limits
+from autopeft.engine.metrics import METRICS
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
-from autopeft.engine.scoring import Judged, judge, metric_names
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, ShortenedModel
+from autopeft.engine.scoring import Judged, judge, metric_names, searched
 from autopeft.engine.shared_model import (
     SharedModel,
     choose_device,
@@ -84,7 +87,7 @@ class TransformerBackend:
             site_map=self.site_map,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
-        splits = {name: base.problem.encode(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
+        splits = {name: base.encode(split, longest) for name, split in self.data.splits.items()}
         n_known = base.model.get_input_embeddings().num_embeddings
         if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
             raise ModelError(
@@ -110,8 +113,10 @@ class TransformerTrainer:
         self._limits = limits
         self._problem = base.problem
         self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
-        searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
+        read = {name: splits[name] for name in ("train", "validation")}
+        self._reuse = FrozenPartReuse(
+            base.model, read, base.device, cache, base.site_map, may_read_one=base.problem.reads_one_token
+        )
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
@@ -212,13 +217,13 @@ class TransformerTrainer:
             ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
         """
         with self._base.loaded(job.folder) as adapted:
-            judged = self._judged(partial(self._forward, adapted), split)
+            judged = self._judged(adapted, partial(self._forward, adapted), split)
         return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
 
     def _fit(
         self,
         adapted: Any,
-        forward: Callable[[str, Batch], Tensor],
+        forward: ShortenedModel,
         spec: TrainingSpec,
         job: TrialJob,
         start: float,
@@ -257,7 +262,8 @@ class TransformerTrainer:
                     refuse_not_finite(total, step)
                 on_step(loss.detach())
             adapted.eval()
-            metrics = self._judged(partial(forward, "validation"), "validation").scores(self._metrics)
+            judged = self._judged(adapted, partial(forward, "validation"), "validation", forward.whole)
+            metrics = searched(judged.scores(self._metrics))
             record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
@@ -290,8 +296,20 @@ class TransformerTrainer:
         losses, weights = self._losses(outputs, labels)
         return losses / weights
 
-    def _judged(self, forward: Callable[[Batch], Tensor], split: str) -> Judged:
-        return judge(self._problem, self._splits[split], self._recipe.training.eval_batch_size, forward)
+    def _judged(
+        self,
+        adapted: Any,
+        forward: Callable[[Batch], Tensor],
+        split: str,
+        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Judged:
+        """The model on a split; `whole` lets it run without what stands in for its frozen part."""
+        rows, batch_size = self._splits[split], self._recipe.training.eval_batch_size
+        judged = judge(self._problem, rows, batch_size, forward)
+        if METRICS[self._metrics[0]].reads != "texts":
+            return judged
+        with whole():
+            return judged.with_texts(generate(self._base, adapted, rows, batch_size))
 
     def _peak_memory(self) -> int | None:
         device = self._base.device

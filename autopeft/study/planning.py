@@ -12,8 +12,10 @@ import psutil
 
 from autopeft.config import to_yaml
 from autopeft.engine.data import TaskData, load_data
+from autopeft.engine.direction import sought
 from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.memory import default_cache_memory, parse_memory
+from autopeft.engine.metrics import find_metric
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TaskSpec, TrainingSpec, TrialRecipe, load_recipe
@@ -316,7 +318,9 @@ def _file(run: Path, name: str) -> str:
 
 def metric_part(task: TaskSpec) -> Part:
     """The metric of a resolved task, as a part of what is searched."""
-    return Part(task.metric or "", _hash([task.metric, task.problem]))
+    metric = find_metric(task.metric or "")
+    name = sought(metric.name, 0.0)[0] if metric.is_minimised else metric.name
+    return Part(name, _hash([task.metric, task.problem]))
 
 
 def context_of(task: Task) -> dict[str, Any]:
@@ -348,11 +352,15 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
         *site_facts(task),
         (
             "data",
-            f"{task.data.name}: {splits} rows, {task.data.problem.describe()}; "
-            f"maximises {task.recipe.task.metric} on validation",
+            f"{task.data.name}: {splits} rows, {task.data.problem.describe()}; {_aim(task)} on validation",
         ),
         ("trial", f"at most {_protocol(task.recipe.training)}"),
     )
+
+
+def _aim(task: Task) -> str:
+    metric = find_metric(task.recipe.task.metric or "")
+    return f"{'minimises' if metric.is_minimised else 'maximises'} {metric.name}"
 
 
 def site_facts(task: Task) -> tuple[tuple[str, str], ...]:

@@ -71,7 +71,7 @@ class Classification:
     def label_text(self, label: Any) -> str:
         return self.label_names[label]
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
         import torch
 
         from autopeft.engine.batches import tokenise
@@ -94,6 +94,9 @@ class Classification:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.argmax(-1).tolist()
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted), split.labels.numpy()
