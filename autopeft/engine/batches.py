@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autopeft.engine.images import Pixels
 from autopeft.engine.splits import Texts
 
 __all__ = [
@@ -57,6 +58,8 @@ class Batch:
     """What is true of the rows, as their problem encodes it `(B, ...)`."""
     decoder_input_ids: Tensor | None
     """What a decoder reads `(B, Td)`: the labels, one place later; None for models without an encoder of its own."""
+    pixel_values: Tensor | None
+    """Of rows that are images `(B, 3, H, W)`."""
     places: Tensor
     """Where each token stands among those of the split, `n_tokens` for padding `(S, T)`."""
     target_places: Tensor | None
@@ -70,8 +73,9 @@ class Batch:
         rows, sequences = move(self.rows), move(self.sequences)
         ids, mask = move(self.input_ids), move(self.attention_mask)
         decoder = None if self.decoder_input_ids is None else move(self.decoder_input_ids)
+        pixels = None if self.pixel_values is None else move(self.pixel_values)
         targets = None if self.target_places is None else move(self.target_places)
-        return Batch(rows, sequences, ids, mask, types, move(self.labels), decoder, move(self.places), targets)
+        return Batch(rows, sequences, ids, mask, types, move(self.labels), decoder, pixels, move(self.places), targets)
 
     def places_of(self, per: "Per") -> Tensor:
         """Places of the tokens that there is a vector for."""
@@ -112,6 +116,8 @@ class TokenisedSplit:
     """Where each row's labels begin, and the end of the last; None where a row has one entry."""
     truths: tuple[Any, ...] = ()
     """What predictions are compared with, where the labels do not say it."""
+    pixels: Pixels | None = None
+    """Of rows that are images: these count as one token each."""
     decoder_start: int | None = None
     """The token that a decoder begins with, where the labels are what it makes and not of the tokens."""
 
@@ -148,6 +154,7 @@ class TokenisedSplit:
             token_type_ids=None if self.types is None else self.types[index].long().masked_fill_(~is_token, 0),
             labels=labels,
             decoder_input_ids=None if self.decoder_start is None else self._shifted(labels, self.decoder_start),
+            pixel_values=None if self.pixels is None else self.pixels.of(rows),
             places=places,
             target_places=None if self.decoder_start is None else self._target_places(rows),
         )

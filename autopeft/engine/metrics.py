@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from autopeft.engine.custom_metrics import by_rows, load_metric
+from autopeft.engine.problem_names import GENERATED, METRICS_OF
 from autopeft.engine.tags import entity_f1, token_accuracy
 from autopeft.engine.text_metrics import bleu, exact_match, rouge
 
@@ -21,8 +23,13 @@ __all__ = ["METRICS", "Metric", "find_metric", "interval"]
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
+Reads = Literal["predictions", "losses", "texts"]
+
 _BLOCK = 4_000_000
 """Weights held at a time, 32 MB."""
+
+_FEWER_RESAMPLES = 200
+"""For functions of others, which are called once for each."""
 
 _ROUNDING = 1e-13
 """Relative spread below which numbers count as one constant."""
@@ -38,10 +45,12 @@ class Metric:
 
     name: str
     weighted: Callable[[Any, Any, Float], Float]
-    reads: Literal["predictions", "losses", "texts"] = "predictions"
+    reads: Reads = "predictions"
     """What `predicted` and `labels` are: `losses`: the sums of each row's losses, and how many those are; `texts`: what
     a model made, and the true ones."""
     is_minimised: bool = False
+    resamples: int = 1000
+    """Of a bootstrap interval."""
 
     def score(self, predicted: Any, labels: Any) -> float:
         """Score of predicted class numbers (or real numbers, for regression) `(n,)` against `labels (n,)`.
@@ -60,7 +69,7 @@ def interval(
     *,
     seed: int,
     level: float = 0.95,
-    resamples: int = 1000,
+    resamples: int | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the score over rows drawn with replacement; the same seed, the same interval.
 
@@ -69,6 +78,7 @@ def interval(
     """
     P, Y = _checked(predicted, labels)
     n = len(Y)
+    resamples = resamples or metric.resamples
     rng = np.random.default_rng(seed)
     rows_at_once = max(1, _BLOCK // n)
     scores: list[Float] = []
@@ -216,6 +226,17 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def find_metric(name: str) -> Metric:
-    """The metric of this name."""
-    return METRICS[name]
+def find_metric(name: str, problem: str) -> Metric:
+    """The metric of this name, of ours or of an installed package, for one kind of problem.
+
+    Raises:
+        ConfigError: there is none.
+        EnvironmentProblem: it cannot be imported.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    function = load_metric(name)
+    writes = bool({*GENERATED} & {*METRICS_OF[problem]})
+    reads: Reads = getattr(function, "reads", "texts" if writes else "predictions")
+    is_minimised = bool(getattr(function, "is_minimised", False))
+    return Metric(name, by_rows(name, function), reads, is_minimised, _FEWER_RESAMPLES)

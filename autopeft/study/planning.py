@@ -318,7 +318,7 @@ def _file(run: Path, name: str) -> str:
 
 def metric_part(task: TaskSpec) -> Part:
     """The metric of a resolved task, as a part of what is searched."""
-    metric = find_metric(task.metric or "")
+    metric = find_metric(task.metric or "", task.problem or "")
     name = sought(metric.name, 0.0)[0] if metric.is_minimised else metric.name
     return Part(name, _hash([task.metric, task.problem]))
 
@@ -359,7 +359,7 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
 
 
 def _aim(task: Task) -> str:
-    metric = find_metric(task.recipe.task.metric or "")
+    metric = find_metric(task.recipe.task.metric or "", task.data.problem_name)
     return f"{'minimises' if metric.is_minimised else 'maximises'} {metric.name}"
 
 

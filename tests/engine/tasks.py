@@ -5,6 +5,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from tests.engine.checkpoints import WORDS
 
 Rows = list[dict[str, Any]]
@@ -89,3 +92,16 @@ TASKS = {
 def write(path: Path, rows: Rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def image_folder(folder: Path, n: int, size: int = 16) -> Path:
+    """Images of two classes, one darker than the other, each unlike all others."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for number in range(n):
+        of_class = folder / ("dark" if number % 2 else "light")
+        of_class.mkdir(parents=True, exist_ok=True)
+        low = 0 if number % 2 else 150
+        pixels = rng.integers(low, low + 100, (size, size + 4, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(of_class / f"{number}.png")
+    return folder

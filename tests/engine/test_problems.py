@@ -6,11 +6,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
+import autopeft
 from autopeft.engine.data import load_data
 from autopeft.engine.generating import generate
+from autopeft.engine.images import ImageReader
 from autopeft.engine.problem_names import METRICS_OF, ProblemName
 from autopeft.engine.problems import PROBLEMS
 from autopeft.engine.recipe import TrialRecipe
@@ -20,7 +23,8 @@ from autopeft.engine.training import TransformerBackend, TransformerTrainer
 from autopeft.engine.trial import TrialJob, TrialResult
 from autopeft.space.architecture import Architecture, place
 from tests.engine.checkpoints import checkpoint
-from tests.engine.tasks import TASKS, write
+from tests.engine.tasks import TASKS, image_folder, write
+from tests.models import tiny
 
 torch.set_num_threads(1)
 
@@ -211,3 +215,51 @@ def test_a_long_prompt_loses_its_beginning_and_not_the_completion(workshop):
     encoded = trainer._base.encode(split, 16)
     assert encoded.lengths.tolist() == [16]
     assert int(encoded.n_labels) == 3  # two words and the end
+
+
+@pytest.fixture(scope="module")
+def images(workshop) -> Trained:
+    folder = image_folder(workshop.folder / "images", 40)
+    tiny("vit").save_pretrained(workshop.folder / "vit")
+    made = recipe()
+    backend = TransformerBackend(str(workshop.folder / "vit"), None, made, load_data(made.task, folder))
+    trainer, losses = backend.open(), list[float]()
+    job = TrialJob(0, upper_layers(trainer), (), 5, workshop.folder / "vit-job")
+    job.folder.mkdir()
+    result = trainer.train(job, lambda epoch: None, lambda loss: losses.append(float(loss)))
+    return Trained(trainer, job, losses, result)
+
+
+def test_a_folder_of_images_is_learned_from_the_frozen_part_of_a_vit(images):
+    trainer = images.trainer
+    assert trainer._problem.label_names == ("dark", "light")
+    assert images.result.epochs[-1].train_loss < images.result.epochs[0].train_loss
+    assert images.result.head == 32 * 2 + 2
+    assert {kept.key.per for kept in trainer._reuse._cache._entries} == {"row"}
+    without = TransformerTrainer(trainer._base, trainer._recipe, trainer._splits, cache=CacheMemory(0))
+    losses: list[float] = []
+    without.train(replace(images.job), lambda epoch: None, lambda loss: losses.append(float(loss)))
+    assert losses == pytest.approx(images.losses, abs=1e-6)
+    assert trainer.evaluate(images.job, "test").n_rows == len(trainer._splits["test"])
+
+
+def test_pixels_are_those_of_the_image_processor(workshop):
+    image = pytest.importorskip("PIL.Image")
+    path = image_folder(workshop.folder / "one", 1) / "light" / "0.png"
+    reader = ImageReader(16, 16, mean=(0.1, 0.2, 0.3), deviation=(0.4, 0.5, 0.6))
+    found = reader.pixels((str(path),)).of(torch.tensor([0]))
+    resized = np.asarray(image.open(path).resize((16, 16), 2), dtype=np.float32) / 255
+    expected = (resized - (0.1, 0.2, 0.3)) / (0.4, 0.5, 0.6)
+    assert np.allclose(found[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    cropped = ImageReader(8, 8, shortest_edge=16).pixels((str(path),))
+    assert cropped.values.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["multiple_choice", "seq2seq", "token_classification"])
+def test_a_saved_adapter_finds_its_own_base_model(workshop, name):
+    trained = workshop.trained(name)
+    adapted = autopeft.load(trained.job.folder)
+    batch = trained.trainer._splits["test"].batch(torch.arange(4))
+    with torch.no_grad(), trained.trainer._base.loaded(trained.job.folder) as expected:
+        inputs = trained.trainer._problem.inputs(batch)
+        assert torch.allclose(adapted(**inputs).logits, expected(**inputs).logits, atol=1e-5)

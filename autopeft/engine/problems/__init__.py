@@ -6,6 +6,7 @@ from autopeft.engine.problem_names import METRICS_OF
 from autopeft.engine.problems.base import Problem, Rows
 from autopeft.engine.problems.causal_lm import CausalLM
 from autopeft.engine.problems.classification import Classification
+from autopeft.engine.problems.image_classification import ImageClassification
 from autopeft.engine.problems.multi_label import MultiLabel
 from autopeft.engine.problems.multiple_choice import MultipleChoice
 from autopeft.engine.problems.regression import Regression
@@ -25,6 +26,7 @@ PROBLEMS: Mapping[str, Callable[[tuple[str, ...]], Problem]] = {
     "multiple_choice": MultipleChoice,
     "causal_lm": CausalLM,
     "seq2seq": Seq2Seq,
+    "image_classification": ImageClassification,
 }
 """By name; each is made with the label names of a data set."""
 

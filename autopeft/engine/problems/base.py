@@ -52,6 +52,9 @@ class Problem(Protocol):
     reads_one_token: ClassVar[bool]
     """Whether the head may read one token only; then the last layer is computed for that one alone, if it does."""
 
+    reads_images: ClassVar[bool]
+    """Whether rows are images: then `encode` gets an `ImageReader` where others get a tokeniser."""
+
     @property
     def label_names(self) -> tuple[str, ...]:
         """Of the classes 0 … n-1."""

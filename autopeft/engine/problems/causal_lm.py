@@ -43,6 +43,7 @@ class CausalLM:
     has_head: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     reads_one_token: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:

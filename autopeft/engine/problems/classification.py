@@ -37,6 +37,7 @@ class Classification:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
     reads_one_token: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:

@@ -36,6 +36,7 @@ class Regression:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
     reads_one_token: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:

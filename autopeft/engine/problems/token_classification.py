@@ -44,6 +44,7 @@ class TokenClassification:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
     reads_one_token: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
