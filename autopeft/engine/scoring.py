@@ -32,7 +32,7 @@ class Judged:
     @property
     def loss(self) -> float:
         """The mean over all losses."""
-        return float(self.losses.sum() / self.weights.sum())
+        return float(self.losses.sum() / self.weights.sum().clamp(min=1))
 
     def scores(self, metrics: Sequence[Metric]) -> tuple[tuple[str, float], ...]:
         """These metrics, then the loss."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from autopeft.engine.batches import TokenisedSplit
 from autopeft.engine.images import load_image_reader
-from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
+from autopeft.engine.models import PACKAGE, check_fits, find_model, load_tokenizer, read_config
 from autopeft.engine.problems import Problem
 from autopeft.engine.splits import Split
 from autopeft.errors import AutopeftError, ModelError
@@ -224,8 +224,7 @@ def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -
     from transformers.utils import logging
 
     config, auto = read_config(name, folder), getattr(transformers, problem.auto)
-    if type(config) not in auto._model_mapping:
-        raise ModelError(f"{name}: transformers has no {config.model_type} model for {problem.name} ({problem.auto})")
+    check_fits(name, config, problem)
     problem.configure(config)
     logging.disable_progress_bar()
     logging.set_verbosity_error()

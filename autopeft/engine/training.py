@@ -289,7 +289,7 @@ class TransformerTrainer:
     def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of a batch's losses, and how many those are."""
         labels = labels.to(outputs.device)
-        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum()
+        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum().clamp(min=1)
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         losses, weights = self._losses(outputs, labels)

@@ -16,7 +16,7 @@ from autopeft.engine.direction import sought
 from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.metrics import find_metric
-from autopeft.engine.models import load_anatomy
+from autopeft.engine.models import check_fits, load_anatomy, load_config
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TaskSpec, TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError
@@ -201,6 +201,7 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMa
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
     anatomy = load_anatomy(model, revision, site_map)
+    check_fits(model, load_config(model, revision), data.problem, anatomy)
     recipe = recipe.model_copy(update={"task": recipe.task.resolved(data.problem.name)})
     return Task(recipe, model, revision, anatomy, data, site_map, settings.site_map)
 
