@@ -7,7 +7,7 @@ The proposal follows from the ask alone: nothing is kept between calls that chan
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -36,8 +36,8 @@ _MOST_FITTED = 160
 _RANDOM, _GROWN, _NEAR = 30, 10, 10
 """Points that a search begins with: drawn, drawn and grown to the budget, around each of the best (two sorts)."""
 _PLAIN, _CROSSED, _TOGETHER = 30, 10, 12
-"""Plain points and crosses of the best that a search begins with; and steps of all groups at once, at each point of the
-local search (see `plain`)."""
+"""Plain points and crosses of the best that a search begins with; and steps of all groups at once, where the local
+search finds no other (see `plain`)."""
 _PLAIN_STARTS = 0.25
 """Share of the first trials: plain ones tell most of each kind, and are good or bad; drawn ones are neither."""
 _INCUMBENTS, _STARTS, _STEPS = 5, 3, 10
@@ -153,7 +153,7 @@ def _search(ask: Ask, promise: Acquisition, incumbents: Sequence[Candidate], rng
     for incumbent in incumbents:
         pool += several(space, incumbent, rng, _NEAR)
         pool += several(space, incumbent, rng, _NEAR, n_changes=4)
-        pool += together(space, incumbent, rng, _NEAR)
+        pool += together(space, incumbent, rng, _NEAR // 2)
     pool = [candidate for candidate in pool if candidate.params not in trained] or pool
     values = promise(pool)
     best = [int(at) for at in np.argsort(-values, kind="stable")[:_STARTS]]
@@ -179,16 +179,20 @@ def _climb(
     trained: set[tuple[tuple[str, str | int | float | bool], ...]],
     rng: np.random.Generator,
 ) -> tuple[Candidate, float]:
+    steps: list[Callable[[], Iterable[Candidate]]] = [
+        lambda: (*single(space, at), *several(space, at, rng, _PAIRS)),
+        lambda: together(space, at, rng, _TOGETHER),
+    ]
     for _ in range(_STEPS):
-        near = [*single(space, at), *several(space, at, rng, _PAIRS), *together(space, at, rng, _TOGETHER)]
-        near = [candidate for candidate in near if candidate.params not in trained]
-        if not near:
+        for step in steps:  # the second, which costs more, where the first leads no further
+            near = [candidate for candidate in step() if candidate.params not in trained]
+            values = promise(near) if near else np.array([-np.inf])
+            top = int(np.argmax(values))
+            if values[top] > value + _LEAST_GAIN:
+                at, value = near[top], float(values[top])
+                break
+        else:
             break
-        values = promise(near)
-        top = int(np.argmax(values))
-        if values[top] <= value + _LEAST_GAIN:
-            break
-        at, value = near[top], float(values[top])
     return at, value
 
 

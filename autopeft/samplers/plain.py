@@ -199,11 +199,19 @@ def _resized(
         changed = {name: _next(known.domains[name], active[name], up) for name in groups[int(at)]}
         if not changed or changed == {name: active[name] for name in changed}:
             continue
-        other = known.space.bind(known.space.complete(active | changed, first_on))
+        other = known.space.bind(_with(known.space, active, changed))
         if up and (other.least.stored <= candidate.least.stored or not known.space.is_valid(other)):
             continue
         return other
     return None
+
+
+def _with(space: SearchSpace, active: dict[str, Scalar], changed: dict[str, Scalar]) -> dict[str, Scalar]:
+    """Active params with some changed; looked through anew only where others hang on what changes."""
+    watched = space.structure.watched
+    if any((active[n] in values) != (value in values) for n, value in changed.items() for values in watched.get(n, ())):
+        return space.complete(active | changed, first_on)
+    return active | changed
 
 
 def _next(domain: Choices, value: Scalar, up: bool) -> Scalar:
