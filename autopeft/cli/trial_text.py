@@ -1,5 +1,6 @@
 """A trial in a few words."""
 
+from autopeft.engine.direction import told
 from autopeft.engine.rungs import SCREENING, Reached
 from autopeft.space.layer_map import layer_map
 from autopeft.study.record import TrialRecord
@@ -13,15 +14,30 @@ def pruned_at(trial: TrialRecord) -> str:
     at = result.epochs[-1].epoch if result.epochs else SCREENING
     rung = next(rung for rung in trial.rungs if rung.epoch == at)
     reached = Reached.by([epoch.metrics for epoch in epochs])
-    standing = f"{epochs[0].metrics[0][0]} {reached.score:.4f}"
-    if rung.loss_weight and reached.loss is not None:
-        standing += f" - {rung.loss_weight:.2g} loss {reached.loss:.4f} = {reached.standing(rung.loss_weight):.4f}"
+    metric = epochs[0].metrics[0][0]
+    name, score = told(metric, reached.score)
     where = "on a part of the rows" if at == SCREENING else f"at epoch {at}"
-    return f"pruned {where}: {standing}, {rung.least:.4f} needed"
+    if not rung.loss_weight or reached.loss is None:
+        return f"pruned {where}: {name} {score:.4f}, {told(metric, rung.least)[1]:.4f} needed"
+    standing = reached.standing(rung.loss_weight)
+    if name != metric:  # minimised: what is searched is its negative
+        metric, score = f"-{name}", reached.score
+    weighted = f"{metric} {score:.4f} - {rung.loss_weight:.2g} loss {reached.loss:.4f} = {standing:.4f}"
+    return f"pruned {where}: {weighted}, {rung.least:.4f} needed"
 
 
-def metric_of(trial: TrialRecord) -> str:
-    """The name of the metric that was maximised."""
+def scored(trial: TrialRecord) -> str:
+    """`accuracy 0.4100`, of a complete trial."""
+    return f"{told(_metric_of(trial), 0.0)[0]} {score_text(trial)}"
+
+
+def score_text(trial: TrialRecord) -> str:
+    """`0.4100`; empty where there is no score."""
+    return "" if trial.score is None else f"{told(_metric_of(trial), trial.score)[1]:.4f}"
+
+
+def _metric_of(trial: TrialRecord) -> str:
+    """What was maximised."""
     return trial.result.epochs[0].metrics[0][0] if trial.result and trial.result.epochs else "score"
 
 

@@ -1,4 +1,4 @@
-"""Scores of predictions, all of them better when greater, with bootstrap intervals over the rows.
+"""Scores of predictions with bootstrap intervals over the rows.
 
 A metric is a function of weighted rows, and a bootstrap sample is a vector of row weights, so that the score and its
 interval come from one formula, whole blocks of samples at a time. Where a score is undefined (one class only, constant
@@ -13,14 +13,23 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["METRICS", "Metric", "Problem", "interval"]
+from autopeft.engine.custom_metrics import by_rows, load_metric
+from autopeft.engine.problem_names import GENERATED, METRICS_OF
+from autopeft.engine.tags import entity_f1, token_accuracy
+from autopeft.engine.text_metrics import bleu, exact_match, rouge
 
-Problem = Literal["classification", "regression"]
+__all__ = ["METRICS", "Metric", "find_metric", "interval"]
+
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
+Reads = Literal["predictions", "losses", "texts"]
+
 _BLOCK = 4_000_000
 """Weights held at a time, 32 MB."""
+
+_FEWER_RESAMPLES = 200
+"""For functions of others, which are called once for each."""
 
 _ROUNDING = 1e-13
 """Relative spread below which numbers count as one constant."""
@@ -30,14 +39,20 @@ _ROUNDING = 1e-13
 class Metric:
     """A named score.
 
-    `weighted(predicted (n,), labels (n,), weights (R, n))` gives `(R,)` scores; weights are counts of the rows.
+    `weighted(predicted, labels, weights (R, n))` gives `(R,)` scores; weights are counts of the `n` rows. A row is a
+    number, or whatever else its problem's `compared` gives.
     """
 
     name: str
-    problem: Problem
-    weighted: Callable[[Array, Array, Float], Float]
+    weighted: Callable[[Any, Any, Float], Float]
+    reads: Reads = "predictions"
+    """What `predicted` and `labels` are: `losses`: the sums of each row's losses, and how many those are; `texts`: what
+    a model made, and the true ones."""
+    is_minimised: bool = False
+    resamples: int = 1000
+    """Of a bootstrap interval."""
 
-    def score(self, predicted: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    def score(self, predicted: Any, labels: Any) -> float:
         """Score of predicted class numbers (or real numbers, for regression) `(n,)` against `labels (n,)`.
 
         Raises:
@@ -49,12 +64,12 @@ class Metric:
 
 def interval(
     metric: Metric,
-    predicted: npt.ArrayLike,
-    labels: npt.ArrayLike,
+    predicted: Any,
+    labels: Any,
     *,
     seed: int,
     level: float = 0.95,
-    resamples: int = 1000,
+    resamples: int | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the score over rows drawn with replacement; the same seed, the same interval.
 
@@ -63,6 +78,7 @@ def interval(
     """
     P, Y = _checked(predicted, labels)
     n = len(Y)
+    resamples = resamples or metric.resamples
     rng = np.random.default_rng(seed)
     rows_at_once = max(1, _BLOCK // n)
     scores: list[Float] = []
@@ -75,12 +91,13 @@ def interval(
     return float(low), float(high)
 
 
-def _checked(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Array, Array]:
+def _checked(predicted: Any, labels: Any) -> tuple[Any, Any]:
+    """Numbers as arrays; lists of lists or of texts as they are, if there are as many."""
+    if len(predicted) == len(labels) > 0 and isinstance(labels[0], list | str):
+        return predicted, labels
     P, Y = np.asarray(predicted), np.asarray(labels)
-    if P.shape != Y.shape or Y.ndim != 1 or len(Y) == 0:
-        raise ValueError(
-            f"predictions {P.shape} and labels {Y.shape} must be vectors of one length, with a row at least"
-        )
+    if P.shape != Y.shape or Y.ndim not in (1, 2) or len(Y) == 0:
+        raise ValueError(f"predictions {P.shape} and labels {Y.shape} must be alike, with a row at least")
     return P, Y
 
 
@@ -91,7 +108,9 @@ def _divide(numerator: Float, denominator: Float) -> Float:
 
 
 def _accuracy(P: Array, Y: Array, weights: Float) -> Float:
-    return (weights @ (P == Y)) / weights.sum(axis=1)
+    """Share of the rows that are right; of several labels `(n, C)`, all of them."""
+    is_right = P == Y if P.ndim == 1 else (P == Y).all(axis=1)
+    return (weights @ is_right) / weights.sum(axis=1)
 
 
 def _f1(P: Array, Y: Array, weights: Float) -> Float:
@@ -101,7 +120,9 @@ def _f1(P: Array, Y: Array, weights: Float) -> Float:
 
 
 def _class_sums(P: Array, Y: Array, weights: Float) -> tuple[Float, Float, Float]:
-    """Hits, predictions and labels of each class that occurs: three arrays `(R, n_classes)`."""
+    """Hits, predictions and labels of each class (for single labels, that occurs): three arrays `(R, n_classes)`."""
+    if P.ndim == 2:  # 1 where a row has the class
+        return weights @ (P * Y), weights @ P, weights @ Y
     classes, index = np.unique(np.concatenate([P, Y]), return_inverse=True)
     p, y = index[: len(P)], index[len(P) :]
     one_hot = np.eye(len(classes))
@@ -112,6 +133,12 @@ def _macro_f1(P: Array, Y: Array, weights: Float) -> Float:
     """Mean F1 of the classes that occur among the sample's predictions or labels."""
     hits, predicted, true = _class_sums(P, Y, weights)
     return _divide(_divide(2 * hits, predicted + true).sum(axis=1), ((predicted + true) > 0).sum(axis=1).astype(float))
+
+
+def _micro_f1(P: Array, Y: Array, weights: Float) -> Float:
+    """F1 of all classes together."""
+    hits, predicted, true = _class_sums(P, Y, weights)
+    return _divide(2 * hits.sum(axis=1), (predicted + true).sum(axis=1))
 
 
 def _mcc(P: Array, Y: Array, weights: Float) -> Float:
@@ -161,6 +188,17 @@ def _centred(X: Float, weights: Float) -> Float:
     return X / _largest(X)
 
 
+def _loss(sums: Float, numbers: Float, weights: Float) -> Float:
+    """The mean of all losses."""
+    return _divide(weights @ sums, weights @ numbers)
+
+
+def _perplexity(sums: Float, numbers: Float, weights: Float) -> Float:
+    """e to the mean loss, per token of the model's own vocabulary."""
+    with np.errstate(over="ignore"):
+        return np.exp(_loss(sums, numbers, weights))
+
+
 def _largest(X: Float) -> Float:
     """Largest absolute value of each row, `(R, 1)`; 1 for a row of zeros."""
     largest = np.abs(X).max(axis=1, keepdims=True)
@@ -170,11 +208,35 @@ def _largest(X: Float) -> Float:
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "classification", _accuracy),
-        Metric("f1", "classification", _f1),
-        Metric("macro_f1", "classification", _macro_f1),
-        Metric("mcc", "classification", _mcc),
-        Metric("pearson", "regression", _pearson),
-        Metric("spearman", "regression", _spearman),
+        Metric("accuracy", _accuracy),
+        Metric("f1", _f1),
+        Metric("macro_f1", _macro_f1),
+        Metric("mcc", _mcc),
+        Metric("micro_f1", _micro_f1),
+        Metric("loss", _loss, "losses", is_minimised=True),
+        Metric("perplexity", _perplexity, "losses", is_minimised=True),
+        Metric("exact_match", exact_match, "texts"),
+        *(Metric(kind, rouge(kind), "texts") for kind in ("rouge1", "rouge2", "rougeL")),
+        Metric("bleu", bleu, "texts"),
+        Metric("entity_f1", entity_f1),
+        Metric("token_accuracy", token_accuracy),
+        Metric("pearson", _pearson),
+        Metric("spearman", _spearman),
     )
 }
+
+
+def find_metric(name: str, problem: str) -> Metric:
+    """The metric of this name, of ours or of an installed package, for one kind of problem.
+
+    Raises:
+        ConfigError: there is none.
+        EnvironmentProblem: it cannot be imported.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    function = load_metric(name)
+    writes = bool({*GENERATED} & {*METRICS_OF[problem]})
+    reads: Reads = getattr(function, "reads", "texts" if writes else "predictions")
+    is_minimised = bool(getattr(function, "is_minimised", False))
+    return Metric(name, by_rows(name, function), reads, is_minimised, _FEWER_RESAMPLES)

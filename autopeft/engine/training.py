@@ -9,6 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -18,23 +19,23 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.nn import functional
 
-from autopeft.engine.batches import Batch, TokenisedSplit, evaluate, tokenise, training_batches
-from autopeft.engine.classifier import (
-    SharedClassifier,
+from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
+from autopeft.engine.data import TaskData
+from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.generating import generate
+from autopeft.engine.limits import NO_LIMITS, Limits
+from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, ShortenedModel
+from autopeft.engine.scoring import Judged, judge, metrics_of, searched
+from autopeft.engine.shared_model import (
+    SharedModel,
     choose_device,
     choose_dtype,
     is_of_head,
     let_adapters_drop,
     save_adapter,
 )
-from autopeft.engine.data import TaskData
-from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
-from autopeft.engine.limits import NO_LIMITS, Limits
-from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
@@ -42,7 +43,6 @@ from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
-INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
 
@@ -78,23 +78,22 @@ class TransformerBackend:
             EnvironmentProblem: the Python package that holds the model is not installed.
         """
         device = choose_device(worker)
-        base = SharedClassifier.load(
+        base = SharedModel.load(
             self.model,
             self.revision,
-            n_outputs=self.data.n_labels,
-            problem=self.recipe.task.problem,
+            problem=self.data.problem,
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
             site_map=self.site_map,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
-        splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
-        n_known = base.model.get_input_embeddings().num_embeddings
+        splits = {name: base.encode(split, longest) for name, split in self.data.splits.items()}
+        n_known = base.n_known_tokens
         if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, self.cache)
+        return TransformerTrainer(base, self.recipe, splits, self.limits, self.cache)
 
 
 class TransformerTrainer:
@@ -102,10 +101,9 @@ class TransformerTrainer:
 
     def __init__(
         self,
-        base: SharedClassifier,
+        base: SharedModel,
         recipe: TrialRecipe,
         splits: Mapping[str, TokenisedSplit],
-        n_outputs: int,
         limits: Limits = NO_LIMITS,
         cache: CacheMemory = DEFAULT_CACHE,
     ) -> None:
@@ -113,9 +111,12 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
-        self._metrics = metric_names(recipe, n_outputs)
-        searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
+        self._problem = base.problem
+        self._metrics = metrics_of(recipe.task.metric_for(base.problem.name), base.problem)
+        read = {name: splits[name] for name in ("train", "validation")}
+        self._reuse = FrozenPartReuse(
+            base.model, read, base.device, cache, base.site_map, may_read_one=base.problem.reads_one_token
+        )
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
@@ -220,16 +221,13 @@ class TransformerTrainer:
             ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
         """
         with self._base.loaded(job.folder) as adapted:
-            outputs = self._outputs(partial(self._forward, adapted), self._splits[split])
-        labels = self._splits[split].labels
-        predicted = self._predictions(outputs)
-        low, high = interval(METRICS[self._recipe.task.metric], predicted.numpy(), labels.numpy(), seed=INTERVAL_SEED)
-        return Evaluation(split, self._scores(outputs, labels), (low, high), len(labels))
+            judged = self._judged(adapted, partial(self._forward, adapted), split)
+        return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
 
     def _fit(
         self,
         adapted: Any,
-        forward: Callable[[str, Batch], Tensor],
+        forward: ShortenedModel,
         spec: TrainingSpec,
         job: TrialJob,
         start: float,
@@ -249,7 +247,7 @@ class TransformerTrainer:
         for epoch, (step, loss) in enumerate(
             self._epochs(adapted, forward, spec, job.seed, all_rows, on_step), start=1
         ):
-            metrics = self._validated(forward)
+            metrics = self._validated(adapted, forward)
             record = EpochRecord(epoch, step, loss, metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
@@ -266,7 +264,7 @@ class TransformerTrainer:
         return best, records
 
     def _screened(
-        self, adapted: Any, forward: Callable[[str, Batch], Tensor], spec: TrainingSpec, job: TrialJob, share: float
+        self, adapted: Any, forward: ShortenedModel, spec: TrainingSpec, job: TrialJob, share: float
     ) -> EpochRecord:
         """The end of a training on that share of the rows, the same for all trials, with a schedule of its own.
 
@@ -280,7 +278,7 @@ class TransformerTrainer:
         rows = torch.from_numpy(np.random.default_rng(0).permutation(n_rows)[: math.ceil(share * n_rows)])
         with torch.random.fork_rng([self._base.device] if self._base.device.type == "cuda" else []):
             *_, (steps, loss) = self._epochs(adapted, forward, spec, job.seed, rows.sort().values)
-        metrics = self._validated(forward)
+        metrics = self._validated(adapted, forward)
         with torch.no_grad():
             for parameter, value in zip(trained, before, strict=True):
                 parameter.copy_(value)
@@ -289,7 +287,7 @@ class TransformerTrainer:
     def _epochs(
         self,
         adapted: Any,
-        forward: Callable[[str, Batch], Tensor],
+        forward: ShortenedModel,
         spec: TrainingSpec,
         seed: int,
         rows: Tensor,
@@ -305,54 +303,61 @@ class TransformerTrainer:
         step = 0
         for epoch in range(1, spec.epochs + 1):
             let_adapters_drop(adapted)
-            total = torch.zeros((), device=self._base.device)
+            total, n = torch.zeros(2, device=self._base.device)
             for batch in training_batches(split, spec.batch_size, seed, epoch, rows):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                loss = self._loss(forward("train", batch), batch.labels)
+                losses, weights = self._losses(forward("train", batch), batch.labels)
+                loss = losses / weights
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                total += loss.detach() * len(batch.rows)
+                total += losses.detach()
+                n += weights
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
                 on_step(loss.detach())
             adapted.eval()
-            yield step, float(total) / len(rows)
+            yield step, float(total / n)
 
-    def _validated(self, forward: Callable[[str, Batch], Tensor]) -> tuple[tuple[str, float], ...]:
-        outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
-        return self._scores(outputs, self._splits["validation"].labels)
+    def _validated(self, adapted: Any, forward: ShortenedModel) -> tuple[tuple[str, float], ...]:
+        judged = self._judged(adapted, partial(forward, "validation"), "validation", forward.whole)
+        return searched(self._metrics[0], judged.scores(self._metrics))
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
-        """The head's outputs in float32 `(B, n_outputs)`."""
+        """What the problem reads of the logits, in float32 `(B, ...)`."""
         device, dtype = self._base.device, self._base.dtype
-        inputs = batch.to(device).model_inputs()
+        batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            outputs: Tensor = adapted(**inputs).logits
-        return outputs.float()
+            logits: Tensor = adapted(**self._problem.inputs(batch)).logits
+        return self._problem.read(logits, batch).float()
 
-    def _outputs(self, forward: Callable[[Batch], Tensor], split: TokenisedSplit) -> Tensor:
-        with torch.inference_mode():
-            return evaluate(split, self._recipe.training.eval_batch_size, forward)
+    def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of a batch's losses, and how many those are."""
+        labels = labels.to(outputs.device)
+        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum().clamp(min=1)
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        labels = labels.to(outputs.device)
-        if self._recipe.task.problem == "regression":
-            return functional.mse_loss(outputs.squeeze(-1), labels)
-        return functional.cross_entropy(outputs, labels)
+        losses, weights = self._losses(outputs, labels)
+        return losses / weights
 
-    def _predictions(self, outputs: Tensor) -> Tensor:
-        return outputs.squeeze(-1) if self._recipe.task.problem == "regression" else outputs.argmax(-1)
-
-    def _scores(self, outputs: Tensor, labels: Tensor) -> tuple[tuple[str, float], ...]:
-        """The metrics and the loss on these rows, the recipe's metric first."""
-        predicted = self._predictions(outputs).numpy()
-        scores = [(name, METRICS[name].score(predicted, labels.numpy())) for name in self._metrics]
-        return (*scores, ("loss", float(self._loss(outputs, labels))))
+    def _judged(
+        self,
+        adapted: Any,
+        forward: Callable[[Batch], Tensor],
+        split: str,
+        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Judged:
+        """The model on a split; `whole` lets it run without what stands in for its frozen part."""
+        rows, batch_size = self._splits[split], self._recipe.training.eval_batch_size
+        judged = judge(self._problem, rows, batch_size, forward)
+        if self._metrics[0].reads != "texts":
+            return judged
+        with whole():
+            return judged.with_texts(generate(self._base, adapted, rows, batch_size))
 
     def _peak_memory(self) -> int | None:
         device = self._base.device
@@ -373,13 +378,6 @@ def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
     if problems:
         raise ConfigError(problems)
     return spec
-
-
-def metric_names(recipe: TrialRecipe, n_outputs: int) -> tuple[str, ...]:
-    """The recipe's metric, then the others that make sense for its problem."""
-    fitting = [name for name, metric in METRICS.items() if metric.problem == recipe.task.problem]
-    others = (name for name in fitting if name != "f1" or n_outputs == 2)
-    return tuple(dict.fromkeys([recipe.task.metric, *others]))
 
 
 def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
