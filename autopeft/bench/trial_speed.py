@@ -240,10 +240,10 @@ class _Meter:
             if architecture.id not in self._replays:  # also a warm-up; nothing of it is timed
                 ends: list[int] = []
                 with recorded() as products:
-                    ours.train(job, lambda record: None, lambda loss: ends.append(len(products)))
+                    ours.train(job, lambda record: None, on_step=lambda loss: ends.append(len(products)))
                 self._replays[architecture.id] = Replay(products[ends[0] : ends[-1]], self._device)
             steps = _Steps(self._clock)
-            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, steps.after_step))
+            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, on_step=steps.after_step))
             timed.seconds.setdefault(OURS, []).append(seconds)
             timed.n_steps = steps.n
             timed.steps.append(steps.seconds)

@@ -115,6 +115,12 @@ def search(
     run: Run = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
+    hang_after: Annotated[
+        str | None, typer.Option(help="Replace a worker that makes no progress for at least this long; never: do not.")
+    ] = None,
+    worker_memory: Annotated[
+        str | None, typer.Option(help="Replace a worker whose process holds more memory, such as 6GiB.")
+    ] = None,
     cache_memory: Annotated[
         str | None, typer.Option(help="For the activations of frozen layers, such as 2GB; 0: no cache.")
     ] = None,
@@ -160,6 +166,8 @@ def search(
         "run": run,
         "workers": workers,
         "trial_timeout": trial_timeout,
+        "hang_after": hang_after,
+        "worker_memory": worker_memory,
         "cache_memory": cache_memory,
         "cache_dtype": cache_dtype,
         "keep": keep,

@@ -23,6 +23,16 @@ class CannotGoOn:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """The order in work makes progress."""
+
+    beats: int
+    """Batches since the last such message."""
+    silence: float
+    """The longest time between two of them, in seconds by the worker's clock."""
+
+
+@dataclass(frozen=True)
 class EpochDone:
     number: int
     record: EpochRecord
@@ -53,5 +63,5 @@ class Evaluate:
     split: str
 
 
-Message = Opened | CannotGoOn | EpochDone | TrialDone | EvaluationDone
+Message = Opened | CannotGoOn | Alive | EpochDone | TrialDone | EvaluationDone
 Order = Train | Evaluate

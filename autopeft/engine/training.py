@@ -32,6 +32,7 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
+from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
@@ -112,6 +113,8 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
+        self._beat = no_beat
+        """Of the order in work."""
         self._metrics = metric_names(recipe, n_outputs)
         searched = {name: splits[name] for name in ("train", "validation")}
         self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
@@ -145,6 +148,7 @@ class TransformerTrainer:
         self,
         job: TrialJob,
         on_epoch: Callable[[EpochRecord], None],
+        beat: Beat = no_beat,
         on_step: Callable[[Tensor], None] = lambda loss: None,
     ) -> TrialResult:
         """Train, keep the best epoch's weights and write them to `job.folder`; a pruned trial leaves none.
@@ -158,6 +162,7 @@ class TransformerTrainer:
             OverLimitError: the architecture is too slow or takes too much memory; it was not trained.
         """
         start = time.monotonic()
+        self._beat = beat
         spec = training_of(self._recipe, job)
         if self._base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._base.device)
@@ -209,11 +214,12 @@ class TransformerTrainer:
             refuse_over_limit(self._limits, None, memory)
         return overhead, memory
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """
         Raises:
             ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
         """
+        self._beat = beat
         with self._base.loaded(job.folder) as adapted:
             outputs = self._outputs(partial(self._forward, adapted), self._splits[split])
         labels = self._splits[split].labels
@@ -280,6 +286,7 @@ class TransformerTrainer:
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
         """The head's outputs in float32 `(B, n_outputs)`."""
+        self._beat()
         device, dtype = self._base.device, self._base.dtype
         inputs = batch.to(device).model_inputs()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from autopeft.engine.causes import Cause, cause_of
+from autopeft.engine.pulse import Beat, no_beat
 from autopeft.errors import StudyCorruptError
 from autopeft.resources import atomic_write
 from autopeft.space.architecture import Architecture
@@ -22,9 +24,6 @@ RESULT_FILE = "result.json"
 
 FORMAT_VERSION = 1
 
-Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory", "over a limit"]
-"""`over a limit`: rejected before it was trained, by `--max-latency-overhead` or `--max-memory`."""
-OVER_A_LIMIT: Cause = "over a limit"
 State = Literal["complete", "failed", "pruned"]
 """`pruned`: stopped at a rung, since its score there was not among the best; it has no score of its own."""
 Rungs = tuple[tuple[int, float], ...]
@@ -166,9 +165,11 @@ class TrialResult:
             raise ValueError(f"version must be {FORMAT_VERSION}")
         values = {**_LATER_FIELDS, **{name: value for name, value in data.items() if name != "version"}}
         _check(values, _RESULT_FIELDS)
-        if values["state"] not in get_args(State) or values["cause"] not in {*get_args(Cause), None}:
-            raise ValueError("'state' or 'cause' is not a known word")
-        return cls(**{**values, "epochs": tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])})
+        if values["state"] not in get_args(State):
+            raise ValueError("'state' is not a known word")
+        cause = None if values["cause"] is None else cause_of(values["cause"])
+        epochs = tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])
+        return cls(**{**values, "cause": cause, "epochs": epochs})
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
@@ -211,11 +212,14 @@ class Trainer(Protocol):
         """What is worth telling once: device, precision, threads."""
         ...
 
-    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
-        """Train `job` and leave its weights in `job.folder`; the caller writes the result file."""
+    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> TrialResult:
+        """Train `job` and leave its weights in `job.folder`; the caller writes the result file.
+
+        Calls `beat` with every batch that it gets through.
+        """
         ...
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """Score the weights that `train` left in `job.folder` on `split`."""
         ...
 

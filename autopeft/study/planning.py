@@ -27,6 +27,7 @@ from autopeft.space.search_space import SearchSpace
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap, find_site_map
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
+from autopeft.study.bounds import parse_bounds
 from autopeft.study.earlier import find_earlier
 from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
@@ -78,7 +79,7 @@ def make_plan(settings: SearchSettings) -> Plan:
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
     max_trained, limits = parse_limits(settings)
-    timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
+    bounds = parse_bounds(settings)
     cache = default_cache_memory()
     if settings.cache_memory is not None:
         cache = parse_memory("cache-memory", settings.cache_memory)
@@ -143,7 +144,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
-        trial_timeout=timeout,
+        bounds=bounds,
         n_workers=n_workers,
         files=tuple(files),
         context=context_of(task),

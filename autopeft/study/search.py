@@ -14,6 +14,7 @@ from typing import Literal
 
 import optuna
 
+from autopeft.engine.causes import RETRIED
 from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.trial import RESULT_FILE, Evaluation, TrialJob, TrialResult, read_result, trial_seed
 from autopeft.errors import AutopeftError
@@ -109,9 +110,7 @@ class _Session:
             return self._end(None)
         self._drop_cache()  # of a session that was killed
         try:
-            with WorkerPool(
-                self.plan.backend, self.plan.n_workers, trial_timeout=self.plan.trial_timeout, log=self.log
-            ) as pool:
+            with WorkerPool(self.plan.backend, self.plan.n_workers, bounds=self.plan.bounds, log=self.log) as pool:
                 self._loop(pool)
                 if self.stop.now:
                     for event in pool.stop(0):
@@ -154,13 +153,13 @@ class _Session:
         return self.plan.seconds is not None and spent / self.plan.n_workers >= self.plan.seconds
 
     def _next_trial(self) -> TrialRecord | None:
-        """One that was cut off, one whose worker was killed, the next baseline, or the sampler's proposal."""
+        """One that was cut off, one whose worker was lost, the next baseline, or the sampler's proposal."""
         if self.cut_off:
             return self.cut_off.popleft()
         repeated = {trial.retry_of for trial in self.store.trials}
         for trial in self.store.trials[: max(0, self._n_settled())]:
-            killed = trial.result is not None and trial.result.cause == "killed"
-            if killed and trial.retry_of is None and trial.number not in repeated:
+            may_be_chance = trial.result is not None and trial.result.cause in RETRIED
+            if may_be_chance and trial.retry_of is None and trial.number not in repeated:
                 start = TrialStart(trial.architecture, trial.stored, trial.training, trial.number, trial.baseline)
                 return self._begin(trial.params, start)
         begun = {trial.architecture.id for trial in self.store.trials}
@@ -257,7 +256,7 @@ class _Session:
     def _evaluate(self, best: TrialRecord, pool: WorkerPool | None) -> Evaluation:
         if pool is not None:
             return pool.evaluate(self._job(best), HELD_OUT)
-        with WorkerPool(self.plan.backend, 1, log=self.log) as own:
+        with WorkerPool(self.plan.backend, 1, bounds=self.plan.bounds, log=self.log) as own:
             return own.evaluate(self._job(best), HELD_OUT)
 
     def _reason(self) -> tuple[StopReason, str]:

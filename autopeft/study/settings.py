@@ -62,6 +62,10 @@ class SearchSettings(Frozen):
     """Trials at a time, one process each: one a GPU, else up to four that share the cores. Proposals depend on it."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
+    hang_after: str = "5m"
+    """A worker that makes no progress for this long, and for 20 times as long as any before, is replaced; or never."""
+    worker_memory: str | None = None
+    """Most memory of a worker's process, such as 6GiB: one that holds more is replaced; no limit by default."""
     cache_memory: str | None = None
     """Memory for what the frozen layers give, so that trials need not compute it: 2GB, or 0 for none. All workers
     together; a quarter of the machine's by default."""

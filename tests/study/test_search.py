@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from autopeft.engine.toy import ToyBackend
+from autopeft.engine.watch import Bounds
 from autopeft.errors import FailurePolicyError, StudyBusyError, StudyMismatchError
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec
@@ -110,15 +111,16 @@ def test_a_result_that_was_not_recorded_is_taken_from_its_file(tmp_path):
     check_invariants(run, done + 1)
 
 
-@pytest.mark.parametrize("failure", ["raise", "nan", "exit"])
+@pytest.mark.parametrize("failure", ["raise", "nan", "exit", "hang"])
 def test_a_failed_trial_is_kept_with_its_cause_and_the_search_goes_on(tmp_path, failure):
     run = tmp_path / "run"
-    outcome = search(toy_plan(run, 4, ToyBackend(failures={1: failure})))
+    bounds = Bounds(silence_seconds=0.05)
+    outcome = search(toy_plan(run, 4, ToyBackend(failures={1: failure}), bounds=bounds))
     view = check_invariants(run, 4)
     assert view.trials[1].state == "failed"
-    assert view.trials[1].result.cause == {"raise": "exception", "nan": "not finite", "exit": "killed"}[failure]
+    assert view.trials[1].result.cause == {"raise": "bug", "nan": "NaN", "exit": "killed", "hang": "hang"}[failure]
     assert outcome.reason == "trials"
-    if failure == "exit":
+    if failure in ("exit", "hang"):
         assert view.trials[2].retry_of == 1
         assert view.trials[2].architecture == view.trials[1].architecture
     else:
