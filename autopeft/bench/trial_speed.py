@@ -24,8 +24,9 @@ from autopeft.bench.laws import Configuration, configurations
 from autopeft.bench.matmul_limit import Replay, recorded
 from autopeft.bench.stock_trials import WAYS, StockTask, StockTrials, fresh_process
 from autopeft.engine.batches import TokenisedSplit, tokenise
-from autopeft.engine.classifier import SharedClassifier, choose_device, choose_dtype
+from autopeft.engine.classifier import SharedClassifier, choose_dtype
 from autopeft.engine.data import TaskData
+from autopeft.engine.devices import choose_device
 from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.training import TransformerBackend, TransformerTrainer
 from autopeft.engine.trial import TrialJob

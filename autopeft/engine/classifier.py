@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
+from autopeft.engine.precision import DTYPES, can_bfloat16
 from autopeft.errors import AutopeftError, ModelError
 from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
 from autopeft.hybrid.layers import HybridLayer
@@ -187,18 +188,11 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     sync_folder(folder)
 
 
-def choose_device(worker: int) -> torch.device:
-    """A GPU for each worker in turn, where there are any."""
-    n = torch.cuda.device_count()
-    return torch.device("cuda", worker % n) if n else torch.device("cpu")
-
-
-def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
-    """What the frozen model computes in. Many CPUs are far slower in bfloat16: `auto` never takes it there."""
+def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "tf32", "bfloat16"]) -> torch.dtype:
+    """What the frozen model is kept in. `auto`, where nothing was measured: bfloat16 on GPUs that have it."""
     if precision == "auto":
-        fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fits else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        return torch.bfloat16 if device.type == "cuda" and can_bfloat16(device) else torch.float32
+    return DTYPES[precision]
 
 
 def _load_model(

@@ -9,6 +9,13 @@ from autopeft.space.modules import Scalar
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What `Backend.settle` has found."""
+
+    choices: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
 class Opened:
     seconds: float
     facts: Mapping[str, Scalar]
@@ -63,5 +70,5 @@ class Evaluate:
     split: str
 
 
-Message = Opened | CannotGoOn | Alive | EpochDone | TrialDone | EvaluationDone
+Message = Settled | Opened | CannotGoOn | Alive | EpochDone | TrialDone | EvaluationDone
 Order = Train | Evaluate

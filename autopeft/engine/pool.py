@@ -24,6 +24,7 @@ from autopeft.engine.messages import (
     Message,
     Opened,
     Order,
+    Settled,
     Train,
     TrialDone,
 )
@@ -44,6 +45,13 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What was open in the backend has been measured, by the first worker; comes before it is ready."""
+
+    choices: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
 class Progress:
     """Trial `number` has finished an epoch."""
 
@@ -58,7 +66,7 @@ class Finished:
     result: TrialResult
 
 
-PoolEvent = Ready | Progress | Finished
+PoolEvent = Chosen | Ready | Progress | Finished
 
 MAX_IDLE_DEATHS = 3
 """Workers that may die between trials, one after another, before the pool gives up."""
@@ -81,7 +89,7 @@ class WorkerPool:
         log: logging.Logger | None = None,
     ) -> None:
         assert n_workers >= 1
-        self._backend = pickle.dumps(backend)
+        self._backend = backend
         self._threads = threads or max(1, available_cores() // n_workers)
         self._watch = Watch(bounds)
         self._log = log or logging.getLogger(__name__)
@@ -96,7 +104,8 @@ class WorkerPool:
         # multiprocessing joins its children when the interpreter ends; without this a pool that was never left would
         # wait there for workers that ignore SIGTERM.
         Finalize(self, end_all, args=(self._workers,), exitpriority=10)
-        for index in range(self._n_workers):
+        # What is not settled is measured by one worker, so that the others do the same as it.
+        for index in range(self._n_workers if self._backend.is_settled else 1):
             self._workers.append(self._spawn(index))
         return self
 
@@ -175,7 +184,7 @@ class WorkerPool:
         return events
 
     def _spawn(self, index: int) -> WorkerProcess:
-        return WorkerProcess(index, self._backend, self._threads, log_file(self._log))
+        return WorkerProcess(index, pickle.dumps(self._backend), self._threads, log_file(self._log))
 
     def _give(self, worker: WorkerProcess, order: Order) -> WorkerProcess:
         """The worker that has the order now: another one where `worker` has died since it was free."""
@@ -215,6 +224,10 @@ class WorkerPool:
 
     def _handle(self, worker: WorkerProcess, message: Message) -> None:
         match message:
+            case Settled(choices):
+                self._backend = self._backend.settled(choices)
+                self._events.append(Chosen(choices))
+                self._workers += [self._spawn(index) for index in range(1, self._n_workers)]
             case Opened(seconds, facts):
                 worker.opened, worker.since = True, time.monotonic()
                 if worker.order is not None:

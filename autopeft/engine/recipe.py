@@ -129,8 +129,9 @@ class TrainingSpec(Frozen):
     """Largest norm of the gradient of all trained weights together."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout within the adapters; the frozen model has none."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen model; adapters stay in float32. `auto`: bfloat16 on GPUs that have it, else float32."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Of the frozen model; adapters stay in float32. `auto`: float32 (on GPUs by TF32 products, as `tf32`), unless
+    bfloat16 is clearly faster; measured once for a study."""
 
     @field_validator("modules")
     @classmethod

@@ -52,6 +52,16 @@ class ToyBackend:
     broken: str | None = None
     """Where given, the backend does not open, with this message."""
 
+    @property
+    def is_settled(self) -> bool:
+        return True
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        return {}
+
+    def settled(self, choices: Mapping[str, object]) -> "ToyBackend":
+        return self
+
     def open(self, worker: int = 0) -> "ToyTrainer":
         """
         Raises:

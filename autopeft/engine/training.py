@@ -22,16 +22,18 @@ from torch.nn import functional
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluate, tokenise, training_batches
 from autopeft.engine.classifier import (
     SharedClassifier,
-    choose_device,
     choose_dtype,
     is_of_head,
     let_adapters_drop,
     save_adapter,
 )
 from autopeft.engine.data import TaskData
+from autopeft.engine.devices import choose_device, name_of
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
+from autopeft.engine.models import load_anatomy
+from autopeft.engine.precision import allow_tf32, checked, full_precision, measure_precision
 from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
@@ -64,11 +66,40 @@ class TransformerBackend:
     cache: CacheMemory = DEFAULT_CACHE
     """For what the frozen part of the model gives."""
     site_map: SiteMap = NO_SITE_MAP
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto: a GPU where there is one."""
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map)
+        own = (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map, self.device)
+        return type(self), own
+
+    @property
+    def is_settled(self) -> bool:
+        return self.recipe.training.precision != "auto"
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        """The precision that suits the device and the model.
+
+        Raises:
+            ModelError: the model's config cannot be found or read.
+            EnvironmentProblem: there is no such device.
+        """
+        device = choose_device(worker, self.device)
+        precision, ratio = measure_precision(load_anatomy(self.model, self.revision, self.site_map), device)
+        measured = {} if ratio is None else {"bfloat16_speed": round(ratio, 2)}
+        return {"precision": precision, "device": name_of(device), **measured}
+
+    def settled(self, choices: Mapping[str, object]) -> "TransformerBackend":
+        """
+        Raises:
+            StudyCorruptError: `choices` are not of `settle`.
+        """
+        if self.is_settled:
+            return self
+        training = self.recipe.training.model_copy(update={"precision": checked(choices.get("precision"))})
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -77,7 +108,8 @@ class TransformerBackend:
             ModelError: the model cannot be found, read or adapted, or does not fit its tokeniser.
             EnvironmentProblem: the Python package that holds the model is not installed.
         """
-        device = choose_device(worker)
+        device = choose_device(worker, self.device)
+        allow_tf32(self.recipe.training.precision, device)
         base = SharedClassifier.load(
             self.model,
             self.revision,
@@ -124,13 +156,18 @@ class TransformerTrainer:
         device = self._base.device
         return MappingProxyType(
             {
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "precision": str(self._base.dtype).removeprefix("torch."),
+                "device": name_of(device),
+                "precision": self._precision,
                 "threads": torch.get_num_threads(),
                 "cache": self._reuse.memory,
                 "train_tokens": len(self._splits["train"].tokens),
             }
         )
+
+    @property
+    def _precision(self) -> str:
+        is_tf32 = self._recipe.training.precision == "tf32" and full_precision(self._base.device) == "tf32"
+        return "tf32" if is_tf32 else str(self._base.dtype).removeprefix("torch.")
 
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
@@ -189,6 +226,7 @@ class TransformerTrainer:
             peak_memory_bytes=self._peak_memory(),
             latency_overhead=overhead,
             training_memory_bytes=memory,
+            precision=self._precision,
         )
 
     def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:

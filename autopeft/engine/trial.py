@@ -126,6 +126,8 @@ class TrialResult:
     """Time of a forward pass over the base model's, measured before training where it is limited."""
     training_memory_bytes: int | None = None
     """Of a training step at its peak, measured before training where it is limited."""
+    precision: str | None = None
+    """What the frozen model computed in: float32, tf32, bfloat16."""
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -227,6 +229,19 @@ class Trainer(Protocol):
 class Backend(Protocol):
     """A recipe for a `Trainer`: a picklable frozen value that is sent to every worker and opened there."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be measured that all trials of a study must have in common."""
+        ...
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        """Measure it; called in one worker, once for a study, where the backend is not settled."""
+        ...
+
+    def settled(self, choices: Mapping[str, object]) -> "Backend":
+        """The backend with what `settle` has found."""
+        ...
+
     def open(self, worker: int = 0) -> Trainer:
         """Load what trials share; `worker` counts the pool's workers from 0, so that each can take its own device."""
         ...
@@ -261,9 +276,10 @@ _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "error": (str, _NONE),
     "latency_overhead": (*_NUMBER, _NONE),
     "training_memory_bytes": (int, _NONE),
+    "precision": (str, _NONE),
 }
-_LATER_FIELDS: Mapping[str, None] = {"latency_overhead": None, "training_memory_bytes": None}
-"""Results that were written before there were limits do not have them."""
+_LATER_FIELDS: Mapping[str, None] = dict.fromkeys(("latency_overhead", "training_memory_bytes", "precision"))
+"""Results of earlier versions do not have them."""
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

@@ -31,6 +31,7 @@ from autopeft.engine.messages import (
     Message,
     Opened,
     Order,
+    Settled,
     TrialDone,
 )
 from autopeft.engine.pulse import Beat, Pulse, no_beat
@@ -61,6 +62,10 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
     start = time.monotonic()
     try:
         backend: Backend = pickle.loads(pipe.recv_bytes())
+        if not backend.is_settled:
+            choices = backend.settle(index)
+            pipe.send(Settled(choices))
+            backend = backend.settled(choices)
         trainer = backend.open(index)
         let_garbage_be_found_fast()
     except Exception as error:

@@ -113,7 +113,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         limits=limits_of_identity(space, limits),
         facts=facts,
     )
-    n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
+    n_workers = settings.workers or default_workers(task.anatomy.n_parameters, settings.device)
     memory = CacheMemory(
         cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
     )
@@ -140,6 +140,7 @@ def make_plan(settings: SearchSettings) -> Plan:
             limits=limits,
             cache=memory,
             site_map=site_map,
+            device=settings.device,
         ),
         budget=budget,
         n_trials=n_trials,
@@ -261,16 +262,20 @@ def _those(names: frozenset[str]) -> str:
     return f"{' and '.join(able)} would" if able else "none that is here would"
 
 
-def default_workers(n_parameters: int) -> int:
-    """One worker a GPU; else up to four that share the cores, as far as memory goes.
+def default_workers(n_parameters: int, device: str = "auto") -> int:
+    """One worker a GPU that is meant; else up to four that share the cores, as far as memory goes.
 
     Processes with few threads each use a CPU better than one with many: threads of one trial wait for one another,
     trials do not.
-    """
-    import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
+    Raises:
+        EnvironmentProblem: there is no such device.
+    """
+    from autopeft.engine.devices import find_devices
+
+    devices = find_devices(device)
+    if devices[0].type != "cpu":
+        return len(devices)
     per_worker = 4 * 3 * n_parameters + WORKER_BYTES
     fitting = psutil.virtual_memory().available // 2 // per_worker
     return max(1, min(MOST_WORKERS, available_cores(), fitting))

@@ -9,13 +9,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
+from autopeft.engine.pool import Chosen, Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.toy import Failure, ToyBackend, ToyTrainer
 from autopeft.engine.trial import RESULT_FILE, TrialJob, TrialResult, read_result, trial_seed
 from autopeft.engine.watch import Bounds
@@ -187,6 +187,46 @@ def test_any_other_error_at_opening_is_told_in_one_line() -> None:
     with WorkerPool(Defective()) as pool, pytest.raises(AutopeftError) as raised:
         pool.wait(PATIENCE)
     assert str(raised.value) == "the worker could not start: LookupError: internal"
+
+
+class Telling(ToyTrainer):
+    def __init__(self, backend: "Undecided") -> None:
+        super().__init__(backend)
+        self._decided = backend.decided
+
+    @property
+    def facts(self) -> Mapping[str, int]:
+        return {"decided": self._decided or 0}
+
+
+@dataclass(frozen=True)
+class Undecided(ToyBackend):
+    """Has something to be measured: the number of the process that does."""
+
+    decided: int | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.decided is not None
+
+    def settle(self, worker: int = 0) -> Mapping[str, int]:
+        return {"decided": os.getpid()}
+
+    def settled(self, choices: Mapping[str, object]) -> "Undecided":
+        return replace(self, decided=choices["decided"])  # type: ignore[arg-type]
+
+    def open(self, worker: int = 0) -> ToyTrainer:
+        return Telling(self)
+
+
+def test_what_has_to_be_measured_is_measured_by_one_worker_for_all() -> None:
+    with WorkerPool(Undecided(), n_workers=3) as pool:
+        events: list[PoolEvent] = []
+        while sum(isinstance(event, Ready) for event in events) < 3:
+            events += pool.wait(PATIENCE)
+    chosen, *ready = events
+    assert isinstance(chosen, Chosen)
+    assert [event.facts for event in ready if isinstance(event, Ready)] == [chosen.choices] * 3
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec
 from autopeft.study.events import read
 from autopeft.study.lock import RunLock
-from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded
+from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded, WorkerReady
 from autopeft.study.reader import read_study
 from autopeft.study.record import StudyView, pareto_front
 from autopeft.study.search import search
+from tests.engine.test_pool import Undecided
 from tests.study.toy_search import ANATOMY, toy_plan
 
 
@@ -125,6 +126,17 @@ def test_a_failed_trial_is_kept_with_its_cause_and_the_search_goes_on(tmp_path, 
         assert view.trials[2].architecture == view.trials[1].architecture
     else:
         assert view.trials[1].architecture.id not in {t.architecture.id for t in view.trials if t.number != 1}
+
+
+def test_what_was_measured_once_holds_for_all_sessions_of_the_study(tmp_path):
+    run = tmp_path / "run"
+    search(toy_plan(run, 1, Undecided()))
+    measured = read_study(run).summary["settled"]
+    ready = []
+    view = search(toy_plan(run, 3, Undecided()), ready.append).view
+    assert view.summary["settled"] == measured
+    facts = [event.facts for event in ready if isinstance(event, WorkerReady)]
+    assert facts == [(("decided", str(measured["decided"])),)]
 
 
 def test_a_worker_that_dies_twice_on_a_trial_is_not_tried_a_third_time(tmp_path):
