@@ -17,26 +17,25 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.nn import functional
 
-from autopeft.engine.batches import Batch, TokenisedSplit, evaluate, tokenise, training_batches
-from autopeft.engine.classifier import (
-    SharedClassifier,
-    choose_dtype,
-    is_of_head,
-    let_adapters_drop,
-    save_adapter,
-)
+from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
 from autopeft.engine.data import TaskData
 from autopeft.engine.devices import choose_device, name_of
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
-from autopeft.engine.metrics import METRICS, interval
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.precision import allow_tf32, checked, full_precision, measure_precision
 from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
+from autopeft.engine.scoring import Judged, judge, metric_names
+from autopeft.engine.shared_model import (
+    SharedModel,
+    choose_dtype,
+    is_of_head,
+    let_adapters_drop,
+    save_adapter,
+)
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
@@ -44,7 +43,6 @@ from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
-INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
 
@@ -110,23 +108,22 @@ class TransformerBackend:
         """
         device = choose_device(worker, self.device)
         allow_tf32(self.recipe.training.precision, device)
-        base = SharedClassifier.load(
+        base = SharedModel.load(
             self.model,
             self.revision,
-            n_outputs=self.data.n_labels,
-            problem=self.recipe.task.problem,
+            problem=self.data.problem,
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
             site_map=self.site_map,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
-        splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
+        splits = {name: base.problem.encode(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
         n_known = base.model.get_input_embeddings().num_embeddings
         if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, self.cache)
+        return TransformerTrainer(base, self.recipe, splits, self.limits, self.cache)
 
 
 class TransformerTrainer:
@@ -134,10 +131,9 @@ class TransformerTrainer:
 
     def __init__(
         self,
-        base: SharedClassifier,
+        base: SharedModel,
         recipe: TrialRecipe,
         splits: Mapping[str, TokenisedSplit],
-        n_outputs: int,
         limits: Limits = NO_LIMITS,
         cache: CacheMemory = DEFAULT_CACHE,
     ) -> None:
@@ -147,7 +143,8 @@ class TransformerTrainer:
         self._limits = limits
         self._beat = no_beat
         """Of the order in work."""
-        self._metrics = metric_names(recipe, n_outputs)
+        self._problem = base.problem
+        self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
         searched = {name: splits[name] for name in ("train", "validation")}
         self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
 
@@ -259,11 +256,8 @@ class TransformerTrainer:
         """
         self._beat = beat
         with self._base.loaded(job.folder) as adapted:
-            outputs = self._outputs(partial(self._forward, adapted), self._splits[split])
-        labels = self._splits[split].labels
-        predicted = self._predictions(outputs)
-        low, high = interval(METRICS[self._recipe.task.metric], predicted.numpy(), labels.numpy(), seed=INTERVAL_SEED)
-        return Evaluation(split, self._scores(outputs, labels), (low, high), len(labels))
+            judged = self._judged(partial(self._forward, adapted), split)
+        return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
 
     def _fit(
         self,
@@ -289,25 +283,26 @@ class TransformerTrainer:
         best: EpochRecord | None = None
         for epoch in range(1, spec.epochs + 1):
             let_adapters_drop(adapted)
-            total = torch.zeros((), device=self._base.device)
+            total, n = torch.zeros(2, device=self._base.device)
             for batch in training_batches(split, spec.batch_size, job.seed, epoch):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                loss = self._loss(forward("train", batch), batch.labels)
+                losses, weights = self._losses(forward("train", batch), batch.labels)
+                loss = losses / weights
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                total += loss.detach() * len(batch.rows)
+                total += losses.detach()
+                n += weights
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
                 on_step(loss.detach())
             adapted.eval()
-            outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
-            metrics = self._scores(outputs, self._splits["validation"].labels)
-            record = EpochRecord(epoch, step, float(total) / len(split), metrics, time.monotonic() - start)
+            metrics = self._judged(partial(forward, "validation"), "validation").scores(self._metrics)
+            record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
             if best is None or metrics[0][1] > best.metrics[0][1]:
@@ -323,32 +318,25 @@ class TransformerTrainer:
         return best, records
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
-        """The head's outputs in float32 `(B, n_outputs)`."""
+        """What the problem reads of the logits, in float32 `(B, ...)`."""
         self._beat()
         device, dtype = self._base.device, self._base.dtype
-        inputs = batch.to(device).model_inputs()
+        batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            outputs: Tensor = adapted(**inputs).logits
-        return outputs.float()
+            logits: Tensor = adapted(**self._problem.inputs(batch)).logits
+        return self._problem.read(logits, batch).float()
 
-    def _outputs(self, forward: Callable[[Batch], Tensor], split: TokenisedSplit) -> Tensor:
-        with torch.inference_mode():
-            return evaluate(split, self._recipe.training.eval_batch_size, forward)
+    def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of a batch's losses, and how many those are."""
+        labels = labels.to(outputs.device)
+        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum()
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        labels = labels.to(outputs.device)
-        if self._recipe.task.problem == "regression":
-            return functional.mse_loss(outputs.squeeze(-1), labels)
-        return functional.cross_entropy(outputs, labels)
+        losses, weights = self._losses(outputs, labels)
+        return losses / weights
 
-    def _predictions(self, outputs: Tensor) -> Tensor:
-        return outputs.squeeze(-1) if self._recipe.task.problem == "regression" else outputs.argmax(-1)
-
-    def _scores(self, outputs: Tensor, labels: Tensor) -> tuple[tuple[str, float], ...]:
-        """The metrics and the loss on these rows, the recipe's metric first."""
-        predicted = self._predictions(outputs).numpy()
-        scores = [(name, METRICS[name].score(predicted, labels.numpy())) for name in self._metrics]
-        return (*scores, ("loss", float(self._loss(outputs, labels))))
+    def _judged(self, forward: Callable[[Batch], Tensor], split: str) -> Judged:
+        return judge(self._problem, self._splits[split], self._recipe.training.eval_batch_size, forward)
 
     def _peak_memory(self) -> int | None:
         device = self._base.device
@@ -369,13 +357,6 @@ def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
     if problems:
         raise ConfigError(problems)
     return spec
-
-
-def metric_names(recipe: TrialRecipe, n_outputs: int) -> tuple[str, ...]:
-    """The recipe's metric, then the others that make sense for its problem."""
-    fitting = [name for name, metric in METRICS.items() if metric.problem == recipe.task.problem]
-    others = (name for name in fitting if name != "f1" or n_outputs == 2)
-    return tuple(dict.fromkeys([recipe.task.metric, *others]))
 
 
 def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:

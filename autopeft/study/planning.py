@@ -16,7 +16,7 @@ from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
-from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
+from autopeft.engine.recipe import TaskSpec, TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError
 from autopeft.samplers import LEARNS_FROM_EARLIER, SAMPLERS, WEIGHS_SECONDS, find_sampler
 from autopeft.samplers.named import OptunaSampler
@@ -85,6 +85,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         cache = parse_memory("cache-memory", settings.cache_memory)
     recipe, spec, site_map = load_files(settings)
     task = resolve_task(settings, recipe, site_map)
+    recipe = task.recipe
     space = bind_space(spec, task.anatomy, budget, max_trained)
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
@@ -101,7 +102,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         space=Part(settings.space, _hash(spec.content())),
         model=task.model_part,
         data=Part(task.data.name, task.data.content_hash),
-        metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
+        metric=metric_part(recipe.task),
         training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
         objective=settings.objective,
         seed=settings.seed,
@@ -200,6 +201,7 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMa
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
     anatomy = load_anatomy(model, revision, site_map)
+    recipe = recipe.model_copy(update={"task": recipe.task.resolved(data.problem.name)})
     return Task(recipe, model, revision, anatomy, data, site_map, settings.site_map)
 
 
@@ -318,6 +320,11 @@ def _file(run: Path, name: str) -> str:
     return str(run / name)
 
 
+def metric_part(task: TaskSpec) -> Part:
+    """The metric of a resolved task, as a part of what is searched."""
+    return Part(task.metric or "", _hash([task.metric, task.problem]))
+
+
 def context_of(task: Task) -> dict[str, Any]:
     """What exports need to know of the study; see `autopeft.export.spec`."""
     return {
@@ -342,11 +349,14 @@ def context_of(task: Task) -> dict[str, Any]:
 
 def _facts(task: Task) -> tuple[tuple[str, str], ...]:
     splits = ", ".join(f"{split} {len(rows):,}" for split, rows in task.data.splits.items())
-    classes = f"{len(task.data.label_names)} classes" if task.data.label_names else "regression"
     return (
         ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
         *site_facts(task),
-        ("data", f"{task.data.name}: {splits} rows, {classes}; maximises {task.recipe.task.metric} on validation"),
+        (
+            "data",
+            f"{task.data.name}: {splits} rows, {task.data.problem.describe()}; "
+            f"maximises {task.recipe.task.metric} on validation",
+        ),
         ("trial", f"at most {_protocol(task.recipe.training)}"),
     )
 

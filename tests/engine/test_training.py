@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autopeft.engine.classifier import ADAPTER_FILES, SharedClassifier
 from autopeft.engine.pool import Finished, WorkerPool
+from autopeft.engine.shared_model import ADAPTER_FILES, SharedModel
 from autopeft.engine.training import TransformerTrainer, parameter_groups, rate_at, training_of
 from autopeft.engine.trial import EpochRecord, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import TrialDone, run_trial
@@ -56,7 +56,7 @@ def trainer(opened: TransformerTrainer) -> Iterator[TransformerTrainer]:
     assert_same(before, state(opened))
 
 
-def shared(trainer: TransformerTrainer) -> SharedClassifier:
+def shared(trainer: TransformerTrainer) -> SharedModel:
     return trainer._base
 
 
