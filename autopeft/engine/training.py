@@ -23,8 +23,9 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.devices import choose_device, name_of
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
+from autopeft.engine.micro_batches import MemoryFit, backward, told_once
 from autopeft.engine.models import load_anatomy
-from autopeft.engine.precision import allow_tf32, checked, full_precision, measure_precision
+from autopeft.engine.precision import allow_tf32, checked, in_force, measure_precision
 from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
@@ -43,7 +44,7 @@ from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
-SHARED = ("max_length", "eval_batch_size", "precision")
+SHARED = ("max_length", "eval_batch_size", "micro_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
 
 _GPU_CHECK = 16
@@ -141,6 +142,7 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
+        self._fitting = MemoryFit(recipe.training.micro_batch_size, recipe.training.eval_batch_size)
         self._beat = no_beat
         """Of the order in work."""
         self._problem = base.problem
@@ -163,8 +165,7 @@ class TransformerTrainer:
 
     @property
     def _precision(self) -> str:
-        is_tf32 = self._recipe.training.precision == "tf32" and full_precision(self._base.device) == "tf32"
-        return "tf32" if is_tf32 else str(self._base.dtype).removeprefix("torch.")
+        return in_force(self._recipe.training.precision, self._base.dtype, self._base.device)
 
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
@@ -200,15 +201,22 @@ class TransformerTrainer:
         spec = training_of(self._recipe, job)
         if self._base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._base.device)
-        try:
+        tell = told_once(on_epoch, lambda record: record.epoch)
+
+        def attempt(rows: int) -> tuple[EpochRecord | None, list[EpochRecord], float | None, int | None]:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-                overhead, memory = self._gauge(adapted, spec)
+                measured = self._gauge(adapted, spec, rows)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
+                    best, records = self._fit(adapted, forward, spec, rows, job, start, tell, on_step)
                 if best is not None:
                     save_adapter(adapted, job.folder)
+                return best, records, *measured
+
+        try:
+            best, records, overhead, memory = self._fitting.trained(spec.batch_size, attempt)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
+        rows = self._fitting.rows(spec.batch_size)
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
@@ -224,9 +232,10 @@ class TransformerTrainer:
             latency_overhead=overhead,
             training_memory_bytes=memory,
             precision=self._precision,
+            micro_batch_size=rows if rows < spec.batch_size else None,
         )
 
-    def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+    def _gauge(self, adapted: Any, spec: TrainingSpec, rows: int) -> tuple[float | None, int | None]:
         """What is limited, measured: (latency overhead, bytes of training).
 
         Raises:
@@ -240,10 +249,10 @@ class TransformerTrainer:
             )
             refuse_over_limit(self._limits, overhead, None)
         if self._limits.memory_bytes is not None:
-            batch = longest_batch(self._splits["train"], spec.batch_size)
+            batch = longest_batch(self._splits["train"], rows)
             let_adapters_drop(adapted)
             memory = training_memory(
-                adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
+                adapted, lambda: self._losses(self._forward(adapted, batch), batch), self._base.device
             )
             adapted.eval()
             refuse_over_limit(self._limits, None, memory)
@@ -264,6 +273,7 @@ class TransformerTrainer:
         adapted: Any,
         forward: Callable[[str, Batch], Tensor],
         spec: TrainingSpec,
+        rows: int,
         job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
@@ -273,7 +283,7 @@ class TransformerTrainer:
 
         No best epoch where the trial falls short at a rung.
 
-        `forward` runs it on a batch of a named split.
+        `forward` runs it on a batch of a named split; of a step's batch on so many `rows` at a time.
         """
         trained = [p for p in adapted.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
@@ -289,17 +299,16 @@ class TransformerTrainer:
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                losses, weights = self._losses(forward("train", batch), batch.labels)
-                loss = losses / weights
-                loss.backward()
+                weights = self._problem.weights(batch.labels).sum().to(total.device)
+                losses = backward(split, batch, rows, weights, lambda part: self._losses(forward("train", part), part))
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                total += losses.detach()
+                total += losses
                 n += weights
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
-                on_step(loss.detach())
+                on_step(losses / weights)
             adapted.eval()
             metrics = self._judged(partial(forward, "validation"), "validation").scores(self._metrics)
             record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
@@ -326,17 +335,12 @@ class TransformerTrainer:
             logits: Tensor = adapted(**self._problem.inputs(batch)).logits
         return self._problem.read(logits, batch).float()
 
-    def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses, and how many those are."""
-        labels = labels.to(outputs.device)
-        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum()
-
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        losses, weights = self._losses(outputs, labels)
-        return losses / weights
+    def _losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The sum of a batch's losses."""
+        return self._problem.losses(outputs, batch.labels.to(outputs.device)).sum()
 
     def _judged(self, forward: Callable[[Batch], Tensor], split: str) -> Judged:
-        return judge(self._problem, self._splits[split], self._recipe.training.eval_batch_size, forward)
+        return self._fitting.evaluated(lambda rows: judge(self._problem, self._splits[split], rows, forward))
 
     def _peak_memory(self) -> int | None:
         device = self._base.device
