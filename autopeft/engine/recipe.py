@@ -32,6 +32,9 @@ Name = Annotated[str, Field(min_length=1)]
 TextColumns = Annotated[tuple[Name, ...], BeforeValidator(_listed, json_schema_input_type=Name | tuple[Name, ...])]
 
 
+Quantisation = Literal["none", "int8", "nf4"]
+
+
 class ModelSpec(Frozen):
     """The model that is adapted."""
 
@@ -39,6 +42,8 @@ class ModelSpec(Frozen):
     """A hub id, a folder, or `package:NAME` for a model that an installed package carries."""
     revision: Name | None = None
     """Branch, tag or commit of a hub model."""
+    quantisation: Quantisation = "none"
+    """Bits of a frozen weight, by bitsandbytes: int8 (its load_in_8bit), nf4 (load_in_4bit)."""
 
 
 class SplitNames(Frozen):

@@ -81,6 +81,18 @@ class Plan:
         return tuple(kept for one in self.stand_ins for kept in one.kept)
 
 
+@dataclass(frozen=True)
+class NoReuse:
+    """For models whose frozen part does not give the same again: each step computes all of it."""
+
+    memory: str
+    """Why, for people."""
+
+    @contextmanager
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[Callable[[str, Batch], Tensor]]:
+        yield lambda split, batch: forward(batch)
+
+
 class FrozenPartReuse:
     """For the trials of one worker on one model; `splits` are those that each trial reads."""
 

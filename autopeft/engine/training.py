@@ -27,8 +27,9 @@ from autopeft.engine.micro_batches import MemoryFit, backward, told_once
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.precision import allow_tf32, checked, in_force, measure_precision
 from autopeft.engine.pulse import Beat, no_beat
+from autopeft.engine.quantisation import is_exact_by_row
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, NoReuse
 from autopeft.engine.scoring import Judged, judge, metric_names
 from autopeft.engine.shared_model import (
     SharedModel,
@@ -59,7 +60,7 @@ class TransformerBackend:
     """A folder, a hub id, or `package:NAME`."""
     revision: str | None
     recipe: TrialRecipe
-    """Its model is not looked at."""
+    """Of its model only the quantisation is looked at."""
     data: TaskData
     limits: Limits = NO_LIMITS
     cache: CacheMemory = DEFAULT_CACHE
@@ -116,6 +117,7 @@ class TransformerBackend:
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
             site_map=self.site_map,
+            quantisation=self.recipe.model.quantisation,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: base.problem.encode(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
@@ -148,20 +150,15 @@ class TransformerTrainer:
         self._problem = base.problem
         self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
         searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
+        self._reuse: FrozenPartReuse | NoReuse = NoReuse("off: 8-bit products hang on all rows of a batch")
+        if is_exact_by_row(recipe.model.quantisation):
+            self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
-        device = self._base.device
-        return MappingProxyType(
-            {
-                "device": name_of(device),
-                "precision": self._precision,
-                "threads": torch.get_num_threads(),
-                "cache": self._reuse.memory,
-                "train_tokens": len(self._splits["train"].tokens),
-            }
-        )
+        found: dict[str, Scalar] = {"device": name_of(self._base.device), "precision": self._precision}
+        found |= {"threads": torch.get_num_threads(), "cache": self._reuse.memory}
+        return MappingProxyType({**found, "train_tokens": len(self._splits["train"].tokens)})
 
     @property
     def _precision(self) -> str:
