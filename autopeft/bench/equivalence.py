@@ -118,7 +118,7 @@ def _our_losses(ours: TransformerTrainer, job: TrialJob, steps: int) -> list[flo
             raise _EnoughError
 
     with suppress(_EnoughError):
-        ours.train(job, lambda record: None, keep)
+        ours.train(job, lambda record: None, on_step=keep)
     return losses
 
 

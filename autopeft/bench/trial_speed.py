@@ -25,8 +25,9 @@ from autopeft.bench.matmul_limit import Replay, recorded
 from autopeft.bench.stock_trials import WAYS, StockTask, StockTrials, fresh_process
 from autopeft.engine.batches import TokenisedSplit
 from autopeft.engine.data import TaskData
+from autopeft.engine.devices import choose_device
 from autopeft.engine.recipe import TrialRecipe
-from autopeft.engine.shared_model import SharedModel, choose_device, choose_dtype
+from autopeft.engine.shared_model import SharedModel, choose_dtype
 from autopeft.engine.training import TransformerBackend, TransformerTrainer
 from autopeft.engine.trial import TrialJob
 from autopeft.engine.worker import let_garbage_be_found_fast
@@ -239,10 +240,10 @@ class _Meter:
             if architecture.id not in self._replays:  # also a warm-up; nothing of it is timed
                 ends: list[int] = []
                 with recorded() as products:
-                    ours.train(job, lambda record: None, lambda loss: ends.append(len(products)))
+                    ours.train(job, lambda record: None, on_step=lambda loss: ends.append(len(products)))
                 self._replays[architecture.id] = Replay(products[ends[0] : ends[-1]], self._device)
             steps = _Steps(self._clock)
-            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, steps.after_step))
+            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, on_step=steps.after_step))
             timed.seconds.setdefault(OURS, []).append(seconds)
             timed.n_steps = steps.n
             timed.steps.append(steps.seconds)

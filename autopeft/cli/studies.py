@@ -7,8 +7,8 @@ from typing import Any
 
 from autopeft.cli.text import duration, share, table
 from autopeft.cli.trial_text import pruned_at, score_text, scored
+from autopeft.engine.causes import OVER_A_LIMIT, tally
 from autopeft.engine.direction import told, told_result
-from autopeft.engine.trial import OVER_A_LIMIT
 from autopeft.errors import UsageError
 from autopeft.space.layer_map import layer_map
 from autopeft.study.database import DATABASE_FILE
@@ -58,12 +58,14 @@ def study_status(run: str | None) -> Report:
     missing = max(0, view.identity.trials - n_tried(view.trials))
     left = _seconds_left(view, missing)
     rejected = sum(t.result is not None and t.result.cause == OVER_A_LIMIT for t in view.trials)
-    of_these = f" ({rejected} of them rejected: over a limit)" if rejected else ""
+    causes = tally(t.result.cause for t in view.trials if t.result)
+    of_these = f" ({', '.join(f'{n} {cause}' for cause, n in causes.items())})" if causes else ""
     data = {
         "run": str(folder),
         "trials": view.identity.trials,
         **states,
         "rejected": rejected,
+        "causes": causes,
         "searching": {"pid": owner.pid, "host": owner.host, "since": owner.started} if owner else None,
         "seconds_trained": round(sum(seconds), 1),
         "seconds_left": None if left is None else round(left, 1),
@@ -189,6 +191,7 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
     if trial.result.training_memory_bytes is not None:
         measured.append(f"{trial.result.training_memory_bytes / 1e6:,.0f} MB in training")
     name = f" ({trial.baseline})" if trial.baseline else ""
+    parts = f"; batches in parts of {trial.result.micro_batch_size}" if trial.result.micro_batch_size else ""
     return [
         f"trial {trial.number:<5} {scored(trial)} on validation, place {place} of {complete}{name}",
         unseen,
@@ -196,7 +199,7 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
         f"budget; {trial.result.trained:,} trained; head {trial.result.head:,} apart",
         "layers      " + "; ".join(layer_map(trial.architecture)),
         f"training    {training or 'as in the recipe'}; best epoch {trial.result.best_epoch} of "
-        f"{len(trial.result.epochs)}; {trial.result.seconds:.1f} s",
+        f"{len(trial.result.epochs)}; {trial.result.seconds:.1f} s{parts}",
         *([f"measured    {'; '.join(measured)}"] if measured else []),
     ]
 

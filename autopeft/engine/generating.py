@@ -1,5 +1,6 @@
 """Texts made by an adapted model, greedily, for the metrics that read them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from autopeft.engine.shared_model import SharedModel
 __all__ = ["generate"]
 
 
-def generate(base: SharedModel, adapted: Any, split: TokenisedSplit, batch_size: int) -> list[str]:
+def generate(
+    base: SharedModel, adapted: Any, split: TokenisedSplit, batch_size: int, beat: Callable[[], None] = lambda: None
+) -> list[str]:
     """What `adapted` makes of each row's prompt: at most as many tokens as the longest true text.
 
-    `adapted` must run whole, without stand-ins for its frozen part.
+    `adapted` must run whole, without stand-ins for its frozen part. `beat` is called before each batch.
     """
     prompts, tokenizer = base.problem.prompts(split), base.tokenizer
     is_pair = bool(base.model.config.is_encoder_decoder)
@@ -22,6 +25,7 @@ def generate(base: SharedModel, adapted: Any, split: TokenisedSplit, batch_size:
     texts = [""] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     for start in range(0, len(prompts), batch_size):
+        beat()
         rows = by_length[start : start + batch_size]
         ids, mask = _padded([prompts[row] for row in rows], split.pad_id, on_left=not is_pair)
         room = longest if is_pair else max(1, min(longest, base.max_tokens - ids.shape[1]))

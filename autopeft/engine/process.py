@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -15,6 +15,7 @@ from pathlib import Path
 from autopeft.engine.messages import Message, Order
 from autopeft.engine.trial import EpochRecord
 from autopeft.engine.worker import serve
+from autopeft.space.modules import Scalar
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _SECONDS_TO_DIE = 5.0
@@ -32,6 +33,8 @@ class WorkerProcess:
         self.process: SpawnProcess = context.Process(
             target=serve, args=(theirs, index, threads, log_file), name=f"autopeft-worker-{index}", daemon=True
         )
+        self.waits = False
+        """For what another worker measures; until then it takes no order."""
         self.opened = False
         """Whether its backend is open."""
         self.order: Order | None = None
@@ -47,10 +50,6 @@ class WorkerProcess:
         except OSError:  # it has died already, which its sentinel tells
             return
 
-    @property
-    def in_work(self) -> bool:
-        return self.opened and self.order is not None
-
     def give(self, order: Order) -> bool:
         """Whether the order could be sent; not where the process has died."""
         self.order, self.since, self.records = order, time.monotonic(), []
@@ -59,6 +58,14 @@ class WorkerProcess:
         except OSError:
             return False
         return True
+
+    def settle(self, choices: Mapping[str, Scalar]) -> None:
+        """What it waits for."""
+        self.waits = False
+        try:
+            self.pipe.send(choices)
+        except OSError:  # it has died already, which its sentinel tells
+            return
 
     def messages(self) -> Iterator[Message]:
         """What it has sent and was not yet read; the last ones before its death too."""
@@ -71,6 +78,11 @@ class WorkerProcess:
     @property
     def is_dead(self) -> bool:
         return not self.process.is_alive()
+
+    @property
+    def was_killed(self) -> bool:
+        """By SIGKILL, which the kernel sends too when memory runs out."""
+        return self.process.exitcode == -int(getattr(signal, "SIGKILL", 9))
 
     @property
     def death(self) -> str:

@@ -7,7 +7,7 @@ whichever worker it runs.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,6 +102,18 @@ class ShortenedModel:
             self.parts.enter_context(self.shorten())
 
 
+@dataclass(frozen=True)
+class NoReuse:
+    """For models whose frozen part does not give the same again: each step computes all of it."""
+
+    memory: str
+    """Why, for people."""
+
+    @contextmanager
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[ShortenedModel]:
+        yield ShortenedModel(lambda split, batch: forward(batch), ExitStack(), nullcontext)
+
+
 class FrozenPartReuse:
     """For the trials of one worker on one model; `splits` are those that each trial reads.
 
@@ -129,7 +141,8 @@ class FrozenPartReuse:
         self._last = [sites for (name, _), sites in layers.items() if name == stack][-1]
         self._layers = frozenset(sites.name for sites in layers.values())
         is_half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
-        self._rounding = 3e-2 if is_half else 1e-5
+        has_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+        self._rounding = 3e-2 if is_half or has_tf32 else 1e-5
         """How far results may be apart that come from the same sums, made of matrices of other shapes."""
         self._plans: dict[Any, Plan] = {}
         self._log = logging.getLogger(__name__)

@@ -18,7 +18,10 @@ from torch import nn
 from autopeft.engine.batches import TokenisedSplit
 from autopeft.engine.images import load_image_reader
 from autopeft.engine.models import PACKAGE, check_fits, find_model, load_tokenizer, read_config
+from autopeft.engine.precision import DTYPES, can_bfloat16
 from autopeft.engine.problems import Problem
+from autopeft.engine.quantisation import keep_layout, loading_options
+from autopeft.engine.recipe import Quantisation
 from autopeft.engine.splits import Split
 from autopeft.errors import AutopeftError, ModelError
 from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
@@ -65,6 +68,7 @@ class SharedModel:
         device: torch.device,
         dtype: torch.dtype,
         site_map: SiteMap = NO_SITE_MAP,
+        quantisation: Quantisation = "none",
     ) -> "SharedModel":
         """The model in eval mode on `device`, its frozen weights in `dtype` and its head in float32.
 
@@ -74,7 +78,7 @@ class SharedModel:
             EnvironmentProblem: the Python package that holds it is not installed.
         """
         folder = find_model(name, revision)
-        model, absent = _load_model(name, folder, problem, dtype)
+        model, absent = _load_model(name, folder, problem, dtype, device, quantisation)
         if problem.reads_images:
             tokenizer: Any = load_image_reader(name, folder, model.config)
         else:
@@ -87,7 +91,9 @@ class SharedModel:
         head = _head_names(name, model, absent, problem.has_head)
         for part in head:
             model.get_submodule(part).float()
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
+        if quantisation == "none":
+            model.to(device)  # a quantised one is there already, and refuses to be moved
+        return cls(model.eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
 
     @property
     def n_known_tokens(self) -> int:
@@ -204,21 +210,16 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     sync_folder(folder)
 
 
-def choose_device(worker: int) -> torch.device:
-    """A GPU for each worker in turn, where there are any."""
-    n = torch.cuda.device_count()
-    return torch.device("cuda", worker % n) if n else torch.device("cpu")
-
-
-def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
-    """What the frozen model computes in. Many CPUs are far slower in bfloat16: `auto` never takes it there."""
+def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "tf32", "bfloat16"]) -> torch.dtype:
+    """What the frozen model is kept in. `auto`, where nothing was measured: bfloat16 on GPUs that have it."""
     if precision == "auto":
-        fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fits else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        return torch.bfloat16 if device.type == "cuda" and can_bfloat16(device) else torch.float32
+    return DTYPES[precision]
 
 
-def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -> tuple[Any, frozenset[str]]:
+def _load_model(
+    name: str, folder: Path, problem: Problem, dtype: torch.dtype, device: torch.device, quantisation: Quantisation
+) -> tuple[Any, frozenset[str]]:
     """The model, and the names of the weights that the checkpoint does not have."""
     import transformers
     from transformers.utils import logging
@@ -228,6 +229,7 @@ def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -
     problem.configure(config)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    options = loading_options(quantisation, auto, config, dtype, device)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -241,10 +243,12 @@ def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                **options,
             )
     except Exception as error:  # arbitrary files to arbitrary constructors
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{name}: the model cannot be loaded: {first[:300]}") from error
+    keep_layout(model)
     odd = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     return model, frozenset(report["missing_keys"]) | odd
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,20 @@ from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
 from autopeft.engine.data import TaskData
+from autopeft.engine.devices import choose_device, name_of
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.generating import generate
 from autopeft.engine.limits import NO_LIMITS, Limits
+from autopeft.engine.micro_batches import MemoryFit, backward, told_once
+from autopeft.engine.models import load_anatomy
+from autopeft.engine.precision import allow_tf32, checked, in_force, measure_precision
+from autopeft.engine.pulse import Beat, no_beat
+from autopeft.engine.quantisation import is_exact_by_row
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, ShortenedModel
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, NoReuse, ShortenedModel
 from autopeft.engine.scoring import Judged, judge, metrics_of, searched
 from autopeft.engine.shared_model import (
     SharedModel,
-    choose_device,
     choose_dtype,
     is_of_head,
     let_adapters_drop,
@@ -43,7 +48,7 @@ from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
-SHARED = ("max_length", "eval_batch_size", "precision")
+SHARED = ("max_length", "eval_batch_size", "micro_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
 
 _GPU_CHECK = 16
@@ -58,17 +63,46 @@ class TransformerBackend:
     """A folder, a hub id, or `package:NAME`."""
     revision: str | None
     recipe: TrialRecipe
-    """Its model is not looked at."""
+    """Of its model only the quantisation is looked at."""
     data: TaskData
     limits: Limits = NO_LIMITS
     cache: CacheMemory = DEFAULT_CACHE
     """For what the frozen part of the model gives."""
     site_map: SiteMap = NO_SITE_MAP
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto: a GPU where there is one."""
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map)
+        own = (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map, self.device)
+        return type(self), own
+
+    @property
+    def is_settled(self) -> bool:
+        return self.recipe.training.precision != "auto"
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        """The precision that suits the device and the model.
+
+        Raises:
+            ModelError: the model's config cannot be found or read.
+            EnvironmentProblem: there is no such device.
+        """
+        device = choose_device(worker, self.device)
+        precision, ratio = measure_precision(load_anatomy(self.model, self.revision, self.site_map), device)
+        measured = {} if ratio is None else {"bfloat16_speed": round(ratio, 2)}
+        return {"precision": precision, "device": name_of(device), **measured}
+
+    def settled(self, choices: Mapping[str, object]) -> "TransformerBackend":
+        """
+        Raises:
+            StudyCorruptError: `choices` are not of `settle`.
+        """
+        if self.is_settled:
+            return self
+        training = self.recipe.training.model_copy(update={"precision": checked(choices.get("precision"))})
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -77,7 +111,8 @@ class TransformerBackend:
             ModelError: the model cannot be found, read or adapted, or does not fit its tokeniser.
             EnvironmentProblem: the Python package that holds the model is not installed.
         """
-        device = choose_device(worker)
+        device = choose_device(worker, self.device)
+        allow_tf32(self.recipe.training.precision, device)
         base = SharedModel.load(
             self.model,
             self.revision,
@@ -85,6 +120,7 @@ class TransformerBackend:
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
             site_map=self.site_map,
+            quantisation=self.recipe.model.quantisation,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: base.encode(split, longest) for name, split in self.data.splits.items()}
@@ -94,6 +130,16 @@ class TransformerBackend:
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
         return TransformerTrainer(base, self.recipe, splits, self.limits, self.cache)
+
+
+class _Attempt(NamedTuple):
+    """A trial that fitted into the memory."""
+
+    screened: EpochRecord | None
+    best: EpochRecord | None
+    records: list[EpochRecord]
+    overhead: float | None
+    memory: int | None
 
 
 class TransformerTrainer:
@@ -111,25 +157,27 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
+        self._fitting = MemoryFit(recipe.training.micro_batch_size, recipe.training.eval_batch_size)
+        self._beat = no_beat
+        """Of the order in work."""
         self._problem = base.problem
         self._metrics = metrics_of(recipe.task.metric_for(base.problem.name), base.problem)
         read = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(
-            base.model, read, base.device, cache, base.site_map, may_read_one=base.problem.reads_one_token
-        )
+        self._reuse: FrozenPartReuse | NoReuse = NoReuse("off: 8-bit products hang on all rows of a batch")
+        if is_exact_by_row(recipe.model.quantisation):
+            self._reuse = FrozenPartReuse(
+                base.model, read, base.device, cache, base.site_map, may_read_one=base.problem.reads_one_token
+            )
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
-        device = self._base.device
-        return MappingProxyType(
-            {
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "precision": str(self._base.dtype).removeprefix("torch."),
-                "threads": torch.get_num_threads(),
-                "cache": self._reuse.memory,
-                "train_tokens": len(self._splits["train"].tokens),
-            }
-        )
+        found: dict[str, Scalar] = {"device": name_of(self._base.device), "precision": self._precision}
+        found |= {"threads": torch.get_num_threads(), "cache": self._reuse.memory}
+        return MappingProxyType({**found, "train_tokens": len(self._splits["train"].tokens)})
+
+    @property
+    def _precision(self) -> str:
+        return in_force(self._recipe.training.precision, self._base.dtype, self._base.device)
 
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
@@ -147,6 +195,7 @@ class TransformerTrainer:
         self,
         job: TrialJob,
         on_epoch: Callable[[EpochRecord], None],
+        beat: Beat = no_beat,
         on_step: Callable[[Tensor], None] = lambda loss: None,
     ) -> TrialResult:
         """Train, keep the best epoch's weights and write them to `job.folder`; a pruned trial leaves none.
@@ -160,39 +209,49 @@ class TransformerTrainer:
             OverLimitError: the architecture is too slow or takes too much memory; it was not trained.
         """
         start = time.monotonic()
+        self._beat = beat
         spec = training_of(self._recipe, job)
         if self._base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._base.device)
-        try:
+        tell = told_once(on_epoch, lambda record: record.epoch)
+
+        def attempt(rows: int) -> _Attempt:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-                overhead, memory = self._gauge(adapted, spec)
+                measured = self._gauge(adapted, spec, rows)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    screened = self._screened(adapted, forward, spec, job, job.screen) if job.screen else None
+                    screened = self._screened(adapted, forward, spec, rows, job) if job.screen else None
                     best, records = None, list[EpochRecord]()
                     if screened is None or not job.fails_screening(screened):
-                        best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
+                        best, records = self._fit(adapted, forward, spec, rows, job, start, tell, on_step)
                 if best is not None:
                     save_adapter(adapted, job.folder)
+                return _Attempt(screened, best, records, *measured)
+
+        try:
+            done = self._fitting.trained(spec.batch_size, attempt)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
+        rows = self._fitting.rows(spec.batch_size)
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
-            state="complete" if best else "pruned",
-            score=best.metrics[0][1] if best else None,
-            best_epoch=best.epoch if best else None,
-            epochs=tuple(records),
+            state="complete" if done.best else "pruned",
+            score=done.best.metrics[0][1] if done.best else None,
+            best_epoch=done.best.epoch if done.best else None,
+            epochs=tuple(done.records),
             stored=count.stored,
             trained=count.trained,
             head=count.head,
             seconds=time.monotonic() - start,
             peak_memory_bytes=self._peak_memory(),
-            latency_overhead=overhead,
-            training_memory_bytes=memory,
-            screened=screened,
+            latency_overhead=done.overhead,
+            training_memory_bytes=done.memory,
+            screened=done.screened,
+            precision=self._precision,
+            micro_batch_size=rows if rows < spec.batch_size else None,
         )
 
-    def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+    def _gauge(self, adapted: Any, spec: TrainingSpec, rows: int) -> tuple[float | None, int | None]:
         """What is limited, measured: (latency overhead, bytes of training).
 
         Raises:
@@ -206,20 +265,21 @@ class TransformerTrainer:
             )
             refuse_over_limit(self._limits, overhead, None)
         if self._limits.memory_bytes is not None:
-            batch = longest_batch(self._splits["train"], spec.batch_size)
+            batch = longest_batch(self._splits["train"], rows)
             let_adapters_drop(adapted)
             memory = training_memory(
-                adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
+                adapted, lambda: self._losses(self._forward(adapted, batch), batch), self._base.device
             )
             adapted.eval()
             refuse_over_limit(self._limits, None, memory)
         return overhead, memory
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """
         Raises:
             ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
         """
+        self._beat = beat
         with self._base.loaded(job.folder) as adapted:
             judged = self._judged(adapted, partial(self._forward, adapted), split)
         return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
@@ -229,6 +289,7 @@ class TransformerTrainer:
         adapted: Any,
         forward: ShortenedModel,
         spec: TrainingSpec,
+        rows: int,
         job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
@@ -238,14 +299,14 @@ class TransformerTrainer:
 
         No best epoch where the trial falls short at a rung.
 
-        `forward` runs it on a batch of a named split.
+        `forward` runs it on a batch of a named split; of a step's batch on so many `rows` at a time.
         """
         trained = [p for p in adapted.parameters() if p.requires_grad]
         records, kept = list[EpochRecord](), list[Tensor]()
         best: EpochRecord | None = None
         all_rows = torch.arange(len(self._splits["train"]))
         for epoch, (step, loss) in enumerate(
-            self._epochs(adapted, forward, spec, job.seed, all_rows, on_step), start=1
+            self._epochs(adapted, forward, spec, rows, job.seed, all_rows, on_step), start=1
         ):
             metrics = self._validated(adapted, forward)
             record = EpochRecord(epoch, step, loss, metrics, time.monotonic() - start)
@@ -264,20 +325,23 @@ class TransformerTrainer:
         return best, records
 
     def _screened(
-        self, adapted: Any, forward: ShortenedModel, spec: TrainingSpec, job: TrialJob, share: float
+        self, adapted: Any, forward: ShortenedModel, spec: TrainingSpec, rows: int, job: TrialJob
     ) -> EpochRecord:
-        """The end of a training on that share of the rows, the same for all trials, with a schedule of its own.
+        """The end of a training on the job's share of the rows, the same for all trials, with a schedule of its own.
 
         `adapted` and the random numbers are afterwards what they were, so that a trial which goes on is trained as if
         it had not been screened.
         """
+        assert job.screen is not None
         start = time.monotonic()
         trained = [p for p in adapted.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in trained]
         n_rows = len(self._splits["train"])
-        rows = torch.from_numpy(np.random.default_rng(0).permutation(n_rows)[: math.ceil(share * n_rows)])
+        chosen = np.random.default_rng(0).permutation(n_rows)[: math.ceil(job.screen * n_rows)]
         with torch.random.fork_rng([self._base.device] if self._base.device.type == "cuda" else []):
-            *_, (steps, loss) = self._epochs(adapted, forward, spec, job.seed, rows.sort().values)
+            *_, (steps, loss) = self._epochs(
+                adapted, forward, spec, rows, job.seed, torch.from_numpy(chosen).sort().values
+            )
         metrics = self._validated(adapted, forward)
         with torch.no_grad():
             for parameter, value in zip(trained, before, strict=True):
@@ -289,37 +353,38 @@ class TransformerTrainer:
         adapted: Any,
         forward: ShortenedModel,
         spec: TrainingSpec,
+        rows: int,
         seed: int,
-        rows: Tensor,
+        chosen: Tensor,
         on_step: Callable[[Tensor], None] = lambda loss: None,
     ) -> Iterator[tuple[int, float]]:
-        """Train on these rows; at the end of each epoch, with `adapted` in eval mode, the steps so far and the mean
-        loss of the epoch.
+        """Train on the chosen rows of the split, of a step's batch on so many `rows` at a time.
+
+        At the end of each epoch, with `adapted` in eval mode: the steps so far and the mean loss of the epoch.
         """
         trained = [p for p in adapted.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
-        steps_per_epoch = math.ceil(len(rows) / spec.batch_size)
+        steps_per_epoch = math.ceil(len(chosen) / spec.batch_size)
         step = 0
         for epoch in range(1, spec.epochs + 1):
             let_adapters_drop(adapted)
             total, n = torch.zeros(2, device=self._base.device)
-            for batch in training_batches(split, spec.batch_size, seed, epoch, rows):
+            for batch in training_batches(split, spec.batch_size, seed, epoch, chosen):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                losses, weights = self._losses(forward("train", batch), batch.labels)
-                loss = losses / weights
-                loss.backward()
+                weights = self._problem.weights(batch.labels).sum().clamp(min=1).to(total.device)
+                losses = backward(split, batch, rows, weights, lambda part: self._losses(forward("train", part), part))
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                total += losses.detach()
+                total += losses
                 n += weights
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
-                on_step(loss.detach())
+                on_step(losses / weights)
             adapted.eval()
             yield step, float(total / n)
 
@@ -329,20 +394,16 @@ class TransformerTrainer:
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
         """What the problem reads of the logits, in float32 `(B, ...)`."""
+        self._beat()
         device, dtype = self._base.device, self._base.dtype
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
             logits: Tensor = adapted(**self._problem.inputs(batch)).logits
         return self._problem.read(logits, batch).float()
 
-    def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses, and how many those are."""
-        labels = labels.to(outputs.device)
-        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum().clamp(min=1)
-
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        losses, weights = self._losses(outputs, labels)
-        return losses / weights
+    def _losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The sum of a batch's losses."""
+        return self._problem.losses(outputs, batch.labels.to(outputs.device)).sum()
 
     def _judged(
         self,
@@ -352,12 +413,15 @@ class TransformerTrainer:
         whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Judged:
         """The model on a split; `whole` lets it run without what stands in for its frozen part."""
-        rows, batch_size = self._splits[split], self._recipe.training.eval_batch_size
-        judged = judge(self._problem, rows, batch_size, forward)
-        if self._metrics[0].reads != "texts":
-            return judged
-        with whole():
-            return judged.with_texts(generate(self._base, adapted, rows, batch_size))
+
+        def judged(batch_size: int) -> Judged:
+            found = judge(self._problem, self._splits[split], batch_size, forward)
+            if self._metrics[0].reads != "texts":
+                return found
+            with whole():
+                return found.with_texts(generate(self._base, adapted, self._splits[split], batch_size, self._beat))
+
+        return self._fitting.evaluated(judged)
 
     def _peak_memory(self) -> int | None:
         device = self._base.device

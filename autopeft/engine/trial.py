@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from autopeft.engine.causes import Cause, cause_of
+from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.rungs import SCREENING, Rungs
 from autopeft.errors import StudyCorruptError
 from autopeft.resources import atomic_write
@@ -23,9 +25,6 @@ RESULT_FILE = "result.json"
 
 FORMAT_VERSION = 1
 
-Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory", "over a limit"]
-"""`over a limit`: rejected before it was trained, by `--max-latency-overhead` or `--max-memory`."""
-OVER_A_LIMIT: Cause = "over a limit"
 State = Literal["complete", "failed", "pruned"]
 """`pruned`: stopped at a rung, since it was not among the best there; it has no score of its own."""
 
@@ -134,6 +133,10 @@ class TrialResult:
     """Of a training step at its peak, measured before training where it is limited."""
     screened: EpochRecord | None = None
     """The end of the training on a part of the rows, where the trial was screened: no epoch and no score of its own."""
+    precision: str | None = None
+    """What the frozen model computed in: float32, tf32, bfloat16."""
+    micro_batch_size: int | None = None
+    """Rows at a time where a step's batch was cut, since it would not fit into the memory; None: it was not."""
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -175,11 +178,12 @@ class TrialResult:
             raise ValueError(f"version must be {FORMAT_VERSION}")
         values = {**_LATER_FIELDS, **{name: value for name, value in data.items() if name != "version"}}
         _check(values, _RESULT_FIELDS)
-        if values["state"] not in get_args(State) or values["cause"] not in {*get_args(Cause), None}:
-            raise ValueError("'state' or 'cause' is not a known word")
+        if values["state"] not in get_args(State):
+            raise ValueError("'state' is not a known word")
+        cause = None if values["cause"] is None else cause_of(values["cause"])
         screened = None if values["screened"] is None else EpochRecord.from_json(values["screened"])
         epochs = tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])
-        return cls(**{**values, "epochs": epochs, "screened": screened})
+        return cls(**{**values, "cause": cause, "epochs": epochs, "screened": screened})
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
@@ -222,17 +226,33 @@ class Trainer(Protocol):
         """What is worth telling once: device, precision, threads."""
         ...
 
-    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
-        """Train `job` and leave its weights in `job.folder`; the caller writes the result file."""
+    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> TrialResult:
+        """Train `job` and leave its weights in `job.folder`; the caller writes the result file.
+
+        Calls `beat` with every batch that it gets through.
+        """
         ...
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """Score the weights that `train` left in `job.folder` on `split`."""
         ...
 
 
 class Backend(Protocol):
     """A recipe for a `Trainer`: a picklable frozen value that is sent to every worker and opened there."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be measured that all trials of a study must have in common."""
+        ...
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        """Measure it; called in one worker, once for a study, where the backend is not settled."""
+        ...
+
+    def settled(self, choices: Mapping[str, object]) -> "Backend":
+        """The backend with what `settle` has found."""
+        ...
 
     def open(self, worker: int = 0) -> Trainer:
         """Load what trials share; `worker` counts the pool's workers from 0, so that each can take its own device."""
@@ -269,9 +289,13 @@ _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "latency_overhead": (*_NUMBER, _NONE),
     "training_memory_bytes": (int, _NONE),
     "screened": (dict, _NONE),
+    "precision": (str, _NONE),
+    "micro_batch_size": (int, _NONE),
 }
-_LATER_FIELDS: Mapping[str, None] = {"latency_overhead": None, "training_memory_bytes": None, "screened": None}
-"""Results that were written before there were such do not have them."""
+_LATER_FIELDS: Mapping[str, None] = dict.fromkeys(
+    ("latency_overhead", "training_memory_bytes", "screened", "precision", "micro_batch_size")
+)
+"""Results of earlier versions do not have them."""
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

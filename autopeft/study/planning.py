@@ -30,6 +30,7 @@ from autopeft.space.search_space import SearchSpace
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap, find_site_map
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
+from autopeft.study.bounds import parse_bounds
 from autopeft.study.earlier import find_earlier
 from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
@@ -64,10 +65,12 @@ class Task:
     @property
     def model_part(self) -> Part:
         """Model and site map, as parts of what is searched."""
-        found = fingerprint(self.model, self.revision)
+        name, found = self.model, fingerprint(self.model, self.revision)
+        if (quantisation := self.recipe.model.quantisation) != "none":
+            name, found = f"{name} in {quantisation}", _hash([found, quantisation])
         if self.site_map == NO_SITE_MAP:
-            return Part(self.model, found)
-        return Part(f"{self.model} with site map {self.site_map_name}", _hash([found, self.site_map.to_json()]))
+            return Part(name, found)
+        return Part(f"{name} with site map {self.site_map_name}", _hash([found, self.site_map.to_json()]))
 
 
 def make_plan(settings: SearchSettings) -> Plan:
@@ -81,7 +84,7 @@ def make_plan(settings: SearchSettings) -> Plan:
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
     max_trained, limits = parse_limits(settings)
-    timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
+    bounds = parse_bounds(settings)
     cache = default_cache_memory()
     if settings.cache_memory is not None:
         cache = parse_memory("cache-memory", settings.cache_memory)
@@ -116,7 +119,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         limits=limits_of_identity(space, limits),
         facts=facts,
     )
-    n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
+    n_workers = settings.workers or default_workers(task.anatomy.n_parameters, settings.device)
     memory = CacheMemory(
         cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
     )
@@ -143,11 +146,12 @@ def make_plan(settings: SearchSettings) -> Plan:
             limits=limits,
             cache=memory,
             site_map=site_map,
+            device=settings.device,
         ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
-        trial_timeout=timeout,
+        bounds=bounds,
         n_workers=n_workers,
         files=tuple(files),
         context=context_of(task),
@@ -199,6 +203,10 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMa
     model = settings.model or recipe.model.name or embedded.model.name
     assert model is not None
     revision = recipe.model.revision if settings.model in (None, recipe.model.name) else None
+    if recipe.model.quantisation != "none":
+        from autopeft.engine.quantisation import check_installed
+
+        check_installed(recipe.model.quantisation)
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
     anatomy = load_anatomy(model, revision, site_map)
@@ -272,16 +280,20 @@ def _those(names: frozenset[str]) -> str:
     return f"{' and '.join(able)} would" if able else "none that is here would"
 
 
-def default_workers(n_parameters: int) -> int:
-    """One worker a GPU; else up to four that share the cores, as far as memory goes.
+def default_workers(n_parameters: int, device: str = "auto") -> int:
+    """One worker a GPU that is meant; else up to four that share the cores, as far as memory goes.
 
     Processes with few threads each use a CPU better than one with many: threads of one trial wait for one another,
     trials do not.
-    """
-    import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
+    Raises:
+        EnvironmentProblem: there is no such device.
+    """
+    from autopeft.engine.devices import find_devices
+
+    devices = find_devices(device)
+    if devices[0].type != "cpu":
+        return len(devices)
     per_worker = 4 * 3 * n_parameters + WORKER_BYTES
     fitting = psutil.virtual_memory().available // 2 // per_worker
     return max(1, min(MOST_WORKERS, available_cores(), fitting))
@@ -356,7 +368,7 @@ def context_of(task: Task) -> dict[str, Any]:
 def _facts(task: Task) -> tuple[tuple[str, str], ...]:
     splits = ", ".join(f"{split} {len(rows):,}" for split, rows in task.data.splits.items())
     return (
-        ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
+        ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers{_bits(task.recipe)})"),
         *site_facts(task),
         (
             "data",
@@ -369,6 +381,11 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
 def _aim(task: Task) -> str:
     metric = find_metric(task.recipe.task.metric or "", task.data.problem_name)
     return f"{'minimises' if metric.is_minimised else 'maximises'} {metric.name}"
+
+
+def _bits(recipe: TrialRecipe) -> str:
+    quantisation = recipe.model.quantisation
+    return "" if quantisation == "none" else f", frozen weights in {quantisation}"
 
 
 def site_facts(task: Task) -> tuple[tuple[str, str], ...]:

@@ -91,7 +91,12 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
         task=task,
         training=training,
         backend=TransformerBackend(
-            model=task.model, revision=task.revision, recipe=recipe, data=task.data, site_map=site_map
+            model=task.model,
+            revision=task.revision,
+            recipe=recipe,
+            data=task.data,
+            site_map=site_map,
+            device=settings.device,
         ),
         identity={
             "architecture": Part(architecture.id, architecture.id),
