@@ -64,7 +64,7 @@ class Workshop:
         trainer, losses = self.opened(name, metric, cache), list[float]()
         job = TrialJob(0, upper_layers(trainer), (), 5, self.folder / f"{name}-{metric}-{cache}")
         job.folder.mkdir()
-        result = trainer.train(job, lambda epoch: None, lambda loss: losses.append(float(loss)))
+        result = trainer.train(job, lambda epoch: None, on_step=lambda loss: losses.append(float(loss)))
         return Trained(trainer, job, losses, result)
 
 
@@ -145,7 +145,8 @@ def test_the_loss_is_that_of_transformers(workshop, name):
     inputs.pop("decoder_input_ids", None)
     with torch.no_grad():
         expected = trainer._base.model(**inputs, labels=batch.labels).loss
-        found = trainer._loss(trainer._forward(trainer._base.model, batch), batch.labels)
+        sums = trainer._losses(trainer._forward(trainer._base.model, batch), batch)
+        found = sums / trainer._problem.weights(batch.labels).sum()
     assert float(found) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -226,7 +227,7 @@ def images(workshop) -> Trained:
     trainer, losses = backend.open(), list[float]()
     job = TrialJob(0, upper_layers(trainer), (), 5, workshop.folder / "vit-job")
     job.folder.mkdir()
-    result = trainer.train(job, lambda epoch: None, lambda loss: losses.append(float(loss)))
+    result = trainer.train(job, lambda epoch: None, on_step=lambda loss: losses.append(float(loss)))
     return Trained(trainer, job, losses, result)
 
 
@@ -238,7 +239,7 @@ def test_a_folder_of_images_is_learned_from_the_frozen_part_of_a_vit(images):
     assert {kept.key.per for kept in trainer._reuse._cache._entries} == {"row"}
     without = TransformerTrainer(trainer._base, trainer._recipe, trainer._splits, cache=CacheMemory(0))
     losses: list[float] = []
-    without.train(replace(images.job), lambda epoch: None, lambda loss: losses.append(float(loss)))
+    without.train(replace(images.job), lambda epoch: None, on_step=lambda loss: losses.append(float(loss)))
     assert losses == pytest.approx(images.losses, abs=1e-6)
     assert trainer.evaluate(images.job, "test").n_rows == len(trainer._splits["test"])
 
