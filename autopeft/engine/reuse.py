@@ -6,7 +6,7 @@ whichever worker it runs.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -112,9 +112,9 @@ class FrozenPartReuse:
         """Within it, the adapted model starts at what `architecture` adapts first, where that can be, and ends with the
         token that the head reads. `forward` runs it on a batch; what is given does so for a batch of the named split.
         """
-        plan = self._plan(architecture, forward)
-        last = self._last_layer(plan.reads)
-        self._cache.provide(plan.kept, partial(self._fill, plan, last, forward))
+        plan = self.plan(architecture, forward)
+        last = self.last_layer(plan.reads)
+        self.provide(plan, forward)
         feed, kept = Feed(), plan.kept
 
         def run(split: str, batch: Batch) -> Tensor:
@@ -122,17 +122,32 @@ class FrozenPartReuse:
             if last is not None:
                 last.at(batch)
             feed.size = (batch.input_ids.shape[0], batch.input_ids.shape[1])
-            feed.values = {one.key: self._cache.read(one, split, batch) for one in kept}
+            feed.values = {one.key: self.read(one, split, batch) for one in kept}
             return forward(batch)
 
         with shortened(self._model, plan.stand_ins, feed, last):
             yield run
 
-    def _last_layer(self, reads: Reads | None) -> LastLayer | None:
-        return None if reads is None else LastLayer(self._model, self._last, reads)
+    def last_layer(
+        self, reads: Reads | None, present: Callable[[Tensor], Tensor] = lambda of_all: of_all
+    ) -> LastLayer | None:
+        """The last layer for the token that the head reads; see `LastLayer` for what is `present`."""
+        return None if reads is None else LastLayer(self._model, self._last, reads, present)
 
-    def _plan(self, architecture: Architecture, forward: Forward) -> Plan:
-        """The first of the ways to cut the model that fits into the cache."""
+    def provide(self, plan: Plan, forward: Forward, others: Iterable[Kept] = ()) -> None:
+        """Make what the plan keeps ready to `read`, and what `others` keep, which must be there, too; all else not.
+
+        The model is adapted as the plan is for, and `forward` runs it.
+        """
+        wanted = tuple(dict.fromkeys((*plan.kept, *others)))
+        self._cache.provide(wanted, partial(self._fill, plan, self.last_layer(plan.reads), forward))
+
+    def read(self, kept: Kept, split: str, batch: Batch) -> Tensor:
+        """What is kept of the rows of a batch."""
+        return self._cache.read(kept, split, batch)
+
+    def plan(self, architecture: Architecture, forward: Forward) -> Plan:
+        """The first of the ways to cut the model that fits into the cache; `forward` runs it adapted."""
         signature = tuple((p.stack, p.layer, p.role, p.module, p.options) for p in architecture.placements)
         if signature not in self._plans:
             trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -148,7 +163,7 @@ class FrozenPartReuse:
         reads: Reads | None = self._tried(
             partial(self._read, forward, batches, trained), "the last layer computes all tokens"
         )
-        last = self._last_layer(reads)
+        last = self.last_layer(reads)
         for whole_layers in (False, True) if self._cache.share else ():
             find = partial(
                 find_frozen,
@@ -167,7 +182,7 @@ class FrozenPartReuse:
         if self._last.attention is None:
             return None
         reads = token_read(self._model, self._last.name, forward, batches)
-        last = self._last_layer(reads)
+        last = self.last_layer(reads)
         if last is None:
             return None
         for batch in batches:
