@@ -53,7 +53,7 @@ class LastLayer:
         self._last_of_all: Tensor | None = None
         self._present = present
         """Of a tensor for all rows of the batch, the rows that are computed now."""
-        self._needs_keys = True
+        self._needs_keys: Callable[[], bool] = lambda: True
         self.skipped: nn.Module | None = None
         """The linear map that was left out last."""
 
@@ -71,21 +71,24 @@ class LastLayer:
         return self._sites.name
 
     @contextmanager
-    def installed(self, *stand_ins: Sequence[StandIn]) -> Iterator[None]:
-        """Within it, the layer computes one token; `stand_ins` are those that are installed already, of each adapter
-        that takes part in the forward pass."""
+    def installed(
+        self, *stand_ins: Sequence[StandIn], members: Callable[[], Sequence[int]] = lambda: (0,)
+    ) -> Iterator[None]:
+        """Within it, the layer computes one token. `stand_ins` are those that are installed already, of each adapter;
+        `members` tells which of them are present."""
 
-        def is_stood_in_for(path: str | None) -> bool:
-            return bool(stand_ins) and all(any(is_in(path, one.path) for one in own) for own in stand_ins)
+        def computing(path: str | None) -> set[int]:
+            return {k for k, own in enumerate(stand_ins or ((),)) if not any(is_in(path, one.path) for one in own)}
 
-        if is_stood_in_for(name := self._sites.name):
-            yield
+        if not computing(name := self._sites.name):
+            yield  # the whole layer is stood in for
             return
-        self._needs_keys = not is_stood_in_for(self._sites.attention)
+        attending = computing(self._sites.attention)
+        self._needs_keys = lambda: not attending.isdisjoint(members())
         layer = self._model.get_submodule(name)
         forwards = [(layer, self._layer_forward(layer))]
         with ExitStack() as stack:
-            if self._needs_keys:
+            if attending:
                 forwards += list(self._projections())
                 stack.enter_context(self._attention())
             stack.enter_context(replaced(forwards))
@@ -133,7 +136,7 @@ class LastLayer:
                 given["past_key_values"] = None
             B, T = given[names[0]].shape[:2]
             try:
-                if self._needs_keys:
+                if self._needs_keys():
                     self._runs = "keys"
                     with suppress(_KeysSeenError):
                         original(**given)

@@ -69,7 +69,7 @@ class PackedModel:
             stack.enter_context(replaced(self._at(path) for path in paths if path not in around))
             stack.enter_context(self._pack.hooked())
             if self._last is not None:
-                stack.enter_context(self._last.installed(*self._stand_ins))
+                stack.enter_context(self._last.installed(*self._stand_ins, members=lambda: self._pack.rows.present))
             stack.enter_context(replaced(self._at(path) for path in around))
             yield
 

@@ -8,11 +8,11 @@ from the trial's seed: on a CPU the same job gives the same numbers in every pro
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -29,6 +29,7 @@ from autopeft.engine.classifier import (
     save_adapter,
 )
 from autopeft.engine.data import TaskData
+from autopeft.engine.fitting import Fitting, alone, learned, scored
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.metrics import METRICS, interval
@@ -40,6 +41,9 @@ from autopeft.errors import ConfigError, ModelError
 from autopeft.hybrid.layers import kinds_of_parameters
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
+
+if TYPE_CHECKING:
+    from autopeft.engine.packing import PackedTrials
 
 INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
@@ -129,6 +133,17 @@ class TransformerTrainer:
             }
         )
 
+    @property
+    def recipe(self) -> TrialRecipe:
+        return self._recipe
+
+    def together(self) -> "PackedTrials":
+        """Trials that share the model and what it computes, none yet."""
+        from autopeft.engine.packing import PackedTrials
+
+        size = self._recipe.training.eval_batch_size
+        return PackedTrials(self, self._base, self._reuse, self._splits, self._forward, size)
+
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
 
@@ -163,13 +178,27 @@ class TransformerTrainer:
             torch.cuda.reset_peak_memory_stats(self._base.device)
         try:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-                overhead, memory = self._gauge(adapted, spec)
+                overhead, memory = self.gauge(adapted, spec)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    best, records = self._fit(adapted, forward, spec, job, start, on_epoch, on_step)
+                    groups = parameter_groups(adapted, spec)
+                    fitting = self.fit(trained_of(adapted), groups, spec, job, start, on_epoch, on_step)
+                    best, records = alone(fitting, forward, partial(let_adapters_drop, adapted))
                 if best is not None:
                     save_adapter(adapted, job.folder)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
+        return self.result(job, best, records, time.monotonic() - start, overhead, memory)
+
+    def result(
+        self,
+        job: TrialJob,
+        best: EpochRecord | None,
+        records: Sequence[EpochRecord],
+        seconds: float,
+        overhead: float | None,
+        memory: int | None,
+    ) -> TrialResult:
+        """Of a trial that came to its end; `overhead` and `memory` as `gauge` gave them."""
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
@@ -180,13 +209,13 @@ class TransformerTrainer:
             stored=count.stored,
             trained=count.trained,
             head=count.head,
-            seconds=time.monotonic() - start,
+            seconds=seconds,
             peak_memory_bytes=self._peak_memory(),
             latency_overhead=overhead,
             training_memory_bytes=memory,
         )
 
-    def _gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+    def gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
         """What is limited, measured: (latency overhead, bytes of training).
 
         Raises:
@@ -201,11 +230,11 @@ class TransformerTrainer:
             refuse_over_limit(self._limits, overhead, None)
         if self._limits.memory_bytes is not None:
             batch = longest_batch(self._splits["train"], spec.batch_size)
-            let_adapters_drop(adapted)
+            let_adapters_drop(adapted, True)
             memory = training_memory(
                 adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
             )
-            adapted.eval()
+            let_adapters_drop(adapted, False)
             refuse_over_limit(self._limits, None, memory)
         return overhead, memory
 
@@ -221,47 +250,42 @@ class TransformerTrainer:
         low, high = interval(METRICS[self._recipe.task.metric], predicted.numpy(), labels.numpy(), seed=INTERVAL_SEED)
         return Evaluation(split, self._scores(outputs, labels), (low, high), len(labels))
 
-    def _fit(
+    def fit(
         self,
-        adapted: Any,
-        forward: Callable[[str, Batch], Tensor],
+        trained: Sequence[nn.Parameter],
+        groups: list[dict[str, Any]],
         spec: TrainingSpec,
         job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
-        on_step: Callable[[Tensor], None],
-    ) -> tuple[EpochRecord | None, list[EpochRecord]]:
-        """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all.
+        on_step: Callable[[Tensor], None] = lambda loss: None,
+    ) -> Fitting[tuple[EpochRecord | None, list[EpochRecord]]]:
+        """Train these parameters and leave the best epoch's values in them; that epoch's record, and all.
 
-        No best epoch where the trial falls short at a rung.
-
-        `forward` runs it on a batch of a named split.
+        No best epoch where the trial falls short at a rung. `groups` are the same parameters, for AdamW.
         """
-        trained = [p for p in adapted.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
+        optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
         steps_per_epoch = math.ceil(len(split) / spec.batch_size)
         step, records, kept = 0, list[EpochRecord](), list[Tensor]()
         best: EpochRecord | None = None
         for epoch in range(1, spec.epochs + 1):
-            let_adapters_drop(adapted)
             total = torch.zeros((), device=self._base.device)
             for batch in training_batches(split, spec.batch_size, job.seed, epoch):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                loss = self._loss(forward("train", batch), batch.labels)
-                loss.backward()
+                (loss,) = yield from learned(batch, partial(self._told, batch))
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                total += loss.detach() * len(batch.rows)
+                total += loss * len(batch.rows)
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
-                on_step(loss.detach())
-            adapted.eval()
-            outputs = self._outputs(partial(forward, "validation"), self._splits["validation"])
+                on_step(loss)
+            forward = yield from scored("validation")
+            outputs = self._outputs(forward, self._splits["validation"])
             metrics = self._scores(outputs, self._splits["validation"].labels)
             record = EpochRecord(epoch, step, float(total) / len(split), metrics, time.monotonic() - start)
             records.append(record)
@@ -289,6 +313,9 @@ class TransformerTrainer:
     def _outputs(self, forward: Callable[[Batch], Tensor], split: TokenisedSplit) -> Tensor:
         with torch.inference_mode():
             return evaluate(split, self._recipe.training.eval_batch_size, forward)
+
+    def _told(self, batch: Batch, outputs: Tensor) -> tuple[Tensor]:
+        return (self._loss(outputs, batch.labels),)
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         labels = labels.to(outputs.device)
@@ -337,6 +364,11 @@ def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
     """The learning rate at `step`, from 1, as a share of its peak: up from 0 in the warm-up, then down to almost 0."""
     warmup = int(warmup_fraction * n_steps)
     return step / warmup if step <= warmup else (n_steps - step + 1) / (n_steps - warmup)
+
+
+def trained_of(adapted: nn.Module) -> list[nn.Parameter]:
+    """What trains of an adapted model."""
+    return [parameter for parameter in adapted.parameters() if parameter.requires_grad]
 
 
 _LORA_B = ".autopeft_lora_B."

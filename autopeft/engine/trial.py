@@ -191,6 +191,10 @@ def read_result(folder: Path) -> TrialResult | None:
         raise StudyCorruptError(f"{path}: not a trial's result: {error}") from error
 
 
+Ended = tuple[TrialJob, "TrialResult | Exception"]
+"""A trial that came to its end, or what it raised."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A trained trial on one split."""

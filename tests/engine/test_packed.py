@@ -27,22 +27,23 @@ torch.set_num_threads(1)
 FAMILIES = ("bert", "gpt2", "llama", "t5")
 
 
+def logits(model: Any, batch: Batch) -> Tensor:
+    return model(**batch.model_inputs()).logits
+
+
 class Double(Opened):
     """In 64 bits, in which rounding hides nothing."""
 
     def trainer(self, family: str, cache: int = 10**8, **config: Any) -> TransformerTrainer:
         made = super().trainer(family, cache, **config)
         made._base.model.double()
+        made._forward = logits  # type: ignore[method-assign]
         return made
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     return Double(tmp_path_factory.mktemp("models"))
-
-
-def logits(model: Any, batch: Batch) -> Tensor:
-    return model(**batch.model_inputs()).logits
 
 
 def many(trainer: TransformerTrainer, family: str) -> list[Architecture]:
@@ -76,7 +77,7 @@ class Alone:
             with torch.no_grad():
                 for parameter in trained:
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-            forward = partial(logits, adapted)
+            forward = partial(trainer._forward, adapted)
             self.plan = trainer._reuse.plan(architecture, forward)
             with trainer._reuse.shortened(architecture, forward) as shortened:
                 outputs = shortened("train", self.batch)
@@ -106,7 +107,7 @@ def run_together(trainer: TransformerTrainer, alone: Sequence[Alone], broken: in
         trainer._base.model,
         [one.adapter for one in alone],
         plans,
-        partial(logits, trainer._base.model),
+        partial(trainer._forward, trainer._base.model),
         trainer._reuse.read,
         partial(trainer._reuse.last_layer, reads),
     )

@@ -1,0 +1,87 @@
+"""How a trial's training asks for what others compute, so that many can share a forward pass.
+
+A trial is a generator: it says which batch it wants to learn from, or that it wants to be scored, and goes on when that
+is done. Alone it is served by `alone`; with others by `autopeft.engine.packing`.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
+
+from autopeft.engine.batches import Batch
+
+R = TypeVar("R")
+
+LossOf = Callable[[Tensor], tuple[Tensor, ...]]
+"""The loss of the outputs for a batch, and what else is worth knowing."""
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Run the model on a batch of the train split and add the gradients of its loss to those of what trains; the
+    answer is what `loss_of` gave, detached."""
+
+    batch: Batch
+    loss_of: LossOf
+
+
+@dataclass(frozen=True)
+class Score:
+    """Run the model on a split; the answer is a function that does it, batch by batch, without dropout.
+
+    It must be called on all batches of `evaluation_batches`, in their order.
+    """
+
+    split: str
+
+
+Wanted = Learn | Score
+Answer = tuple[Tensor, ...] | Callable[[Batch], Tensor] | None
+Fitting = Generator[Wanted, Answer, R]
+"""A training under way; its value is how it ended."""
+
+
+def learned(batch: Batch, loss_of: LossOf) -> Generator[Wanted, Answer, tuple[Tensor, ...]]:
+    """`yield from` it: what `loss_of` gave for the batch."""
+    answer = yield Learn(batch, loss_of)
+    assert isinstance(answer, tuple)
+    return answer
+
+
+def scored(split: str) -> Generator[Wanted, Answer, Callable[[Batch], Tensor]]:
+    """`yield from` it: a function that runs the model on the batches of the split."""
+    answer = yield Score(split)
+    assert callable(answer)
+    return answer
+
+
+def alone(fitting: Fitting[R], forward: Callable[[str, Batch], Tensor], let_drop: Callable[[bool], None]) -> R:
+    """Carry a training through; `let_drop` switches the dropout of adapters on and off.
+
+    Raises:
+        Exception: whatever the training does not handle.
+    """
+    answer: Answer = None
+    drops = False
+    go_on: Callable[[], Wanted] = partial(next, fitting)
+    while True:
+        try:
+            wanted = go_on()
+        except StopIteration as end:
+            return end.value
+        if drops != isinstance(wanted, Learn):
+            let_drop(drops := not drops)
+        try:
+            if isinstance(wanted, Learn):
+                told = wanted.loss_of(forward("train", wanted.batch))
+                told[0].backward()
+                answer = tuple(one.detach() for one in told)
+            else:
+                answer = partial(forward, wanted.split)
+        except Exception as error:
+            go_on = partial(fitting.throw, error)
+        else:
+            go_on = partial(fitting.send, answer)

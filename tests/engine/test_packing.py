@@ -1,0 +1,153 @@
+"""Trials that train together end as each does alone."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from autopeft.engine.packing import PackedTrials
+from autopeft.engine.training import TransformerTrainer
+from autopeft.engine.trial import TrialJob, TrialResult
+from autopeft.engine.worker import let_garbage_be_found_fast
+from autopeft.space.architecture import Architecture, place
+from autopeft.space.modules import MODULES
+from tests.engine.test_packed import Double
+from tests.engine.test_reuse import STACKS, Opened, assert_equal, at_the_top
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """As in a worker: each trial ends with a search for garbage."""
+    let_garbage_be_found_fast()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return Opened(tmp_path_factory.mktemp("models"))
+
+
+def jobs(folder: Path, architectures: Sequence[Architecture], **training: Any) -> list[TrialJob]:
+    given = {"epochs": 2, "learning_rate": 1e-3, **training}
+    return [
+        TrialJob(n, architecture, tuple(given.items()), 100 + n, folder / str(n))
+        for n, architecture in enumerate(architectures)
+    ]
+
+
+def train_together(
+    trainer: TransformerTrainer, todo: Sequence[TrialJob], size: int, losses: dict[int, list[float]] | None = None
+) -> tuple[dict[int, TrialResult | Exception], list[tuple[tuple[int, ...], int]]]:
+    """Results by number, and which trials were in work at each step and how many waited; one that ends is replaced by the next."""
+    pack: PackedTrials = trainer.together()
+    left, results, seen = list(todo), dict[int, TrialResult | Exception](), []
+    while left or pack.running:
+        while left and len(pack.running) < size:
+            job = left.pop(0)
+            told = [] if losses is None else losses.setdefault(job.number, [])
+            pack.begin(job, lambda record: None, lambda loss, told=told: told.append(float(loss)))
+        seen.append((pack.running, len(left)))
+        for job, outcome in pack.advance():
+            results[job.number] = outcome
+    return results, seen
+
+
+def train_alone(
+    trainer: TransformerTrainer, job: TrialJob, losses: dict[int, list[float]] | None = None
+) -> TrialResult:
+    told = [] if losses is None else losses.setdefault(job.number, [])
+    return trainer.train(job, lambda record: None, lambda loss: told.append(float(loss)))
+
+
+def weights(job: TrialJob) -> dict[str, Tensor]:
+    return load_file(job.folder / "adapter_model.safetensors")
+
+
+def assert_same_ends(
+    trainer: TransformerTrainer, folder: Path, architectures: Sequence[Architecture], size: int, **training: Any
+) -> list[Any]:
+    mine, theirs = (
+        jobs(folder / "together", architectures, **training),
+        jobs(folder / "alone", architectures, **training),
+    )
+    steps, expected_steps = dict[int, list[float]](), dict[int, list[float]]()
+    results, seen = train_together(trainer, mine, size, steps)
+    for job, other in zip(mine, theirs, strict=True):
+        expected, found = train_alone(trainer, other, expected_steps), results[job.number]
+        assert isinstance(found, TrialResult), found
+        assert found.state == expected.state == "complete"
+        assert found.best_epoch == expected.best_epoch
+        assert_equal(found, expected, tolerance)
+        assert steps[job.number] == pytest.approx(expected_steps[other.number], abs=tolerance)
+        have, want = weights(job), weights(other)
+        assert have.keys() == want.keys()
+        for name, tensor in want.items():
+            if name.endswith("autopeft_bias") and any(part in name for part in (".key.", ".c_attn.", ".k_proj.")):
+                continue  # a bias on all keys cancels out in the softmax: its gradient is rounding, which Adam blows up
+            assert float((have[name] - tensor).abs().max()) <= tolerance, name
+    return seen
+
+
+def of_all_kinds(family: str, trainer: TransformerTrainer) -> list[Architecture]:
+    found = [at_the_top(kind, trainer, STACKS[family]) for kind in MODULES]
+    stack = STACKS[family]
+    return [*(one for one in found if one is not None), Architecture.of([place(stack, 0, "ffn", "serial", 3)])]
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory: pytest.TempPathFactory) -> Double:
+    return Double(tmp_path_factory.mktemp("models"))
+
+
+CASES = [("bert", 10**8), ("bert", 0), ("gpt2", 10**8), ("llama", 10**8), ("t5", 0)]
+
+
+@pytest.mark.parametrize(("family", "cache"), CASES)
+def test_trials_of_all_kinds_end_as_each_does_alone(family: str, cache: int, double: Double, tmp_path: Path) -> None:
+    trainer = double.trainer(family, cache)
+    architectures = of_all_kinds(family, trainer)
+    assert_same_ends(trainer, tmp_path, architectures, len(architectures), 1e-9, epochs=1)
+
+
+def adapters() -> list[Architecture]:
+    """Of several sizes, beginning in several layers."""
+    return [
+        Architecture.of([place("encoder", 0, "attn.q", "lora", 4), place("encoder", 1, "ffn", "serial", 3)]),
+        Architecture.of([place("encoder", 1, "attn.q", "lora", 2)]),
+        Architecture.of([place("encoder", 0, "attn.q", "lora", 1), place("encoder", 0, "ffn", "serial", 6)]),
+        Architecture.of([place("encoder", 1, "ffn", "serial", 5)]),
+        Architecture.of([place("encoder", 1, "attn", "prefix", 3), place("encoder", 1, "attn.q", "lora", 3)]),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_one_that_ends_is_replaced_by_the_next_at_once(size: int, opened: Opened, tmp_path: Path) -> None:
+    bert = opened.trainer("bert")
+    todo = [
+        replace(job, training=(("epochs", 1 + job.number % 3), ("batch_size", (8, 8, 5)[job.number % 3])))
+        for job in jobs(tmp_path / "together", adapters())
+    ]
+    steps, expected = dict[int, list[float]](), dict[int, list[float]]()
+    results, seen = train_together(bert, todo, size, steps)
+    for job in todo:
+        found = results[job.number]
+        assert isinstance(found, TrialResult)
+        assert_equal(found, train_alone(bert, job, expected), 1e-6)
+    assert {n: len(told) for n, told in steps.items()} == {n: len(told) for n, told in expected.items()}
+    assert max(len(numbers) for numbers, _ in seen) == size
+    assert all(len(numbers) == size for numbers, n_waiting in seen if n_waiting)
+
+
+@pytest.mark.parametrize("epochs", [5, pytest.param(34, marks=pytest.mark.slow)])
+def test_many_steps_together_are_those_alone(epochs: int, opened: Opened, tmp_path: Path) -> None:
+    seen = assert_same_ends(opened.trainer("bert"), tmp_path, adapters()[:3], 3, 1e-6, epochs=epochs)
+    assert len(seen) >= 6 * epochs
