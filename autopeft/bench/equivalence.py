@@ -19,8 +19,8 @@ from torch import Tensor
 from autopeft.bench.laws import Configuration
 from autopeft.bench.stock_trials import Course, StockTask, StockTrials, Way
 from autopeft.engine.batches import TokenisedSplit, training_order
-from autopeft.engine.classifier import SharedClassifier
 from autopeft.engine.recipe import TrialRecipe
+from autopeft.engine.shared_model import SharedModel
 from autopeft.engine.training import TransformerTrainer
 from autopeft.engine.trial import TrialJob
 from autopeft.errors import AutopeftError
@@ -49,7 +49,7 @@ class LossesDifferError(AutopeftError):
 
 
 def check_losses(
-    base: SharedClassifier,
+    base: SharedModel,
     splits: dict[str, TokenisedSplit],
     task: StockTask,
     configurations: Sequence[Configuration],
@@ -62,7 +62,7 @@ def check_losses(
     """
     recipe = _recipe(task.recipe, len(splits["train"]), steps)
     task = StockTask(task.model, task.revision, recipe, task.data, task.head, task.device)
-    ours = TransformerTrainer(base, recipe, splits, task.data.n_labels)
+    ours = TransformerTrainer(base, recipe, splits)
     stock = StockTrials(task, _PLAIN)
     return [_checked(base, ours, stock, splits["train"], recipe, one, steps, seed) for one in configurations]
 
@@ -74,7 +74,7 @@ def _recipe(recipe: TrialRecipe, n_rows: int, steps: int) -> TrialRecipe:
 
 
 def _checked(
-    base: SharedClassifier,
+    base: SharedModel,
     ours: TransformerTrainer,
     stock: StockTrials,
     split: TokenisedSplit,
@@ -118,10 +118,10 @@ def _our_losses(ours: TransformerTrainer, job: TrialJob, steps: int) -> list[flo
             raise _EnoughError
 
     with suppress(_EnoughError):
-        ours.train(job, lambda record: None, keep)
+        ours.train(job, lambda record: None, on_step=keep)
     return losses
 
 
-def _first_weights(base: SharedClassifier, configuration: Configuration, seed: int) -> dict[str, Any]:
+def _first_weights(base: SharedModel, configuration: Configuration, seed: int) -> dict[str, Any]:
     with base.adapted(configuration.architecture, dropout=0.0, seed=seed) as adapted, torch.no_grad():
         return {name: p.detach().clone().cpu() for name, p in adapted.named_parameters() if p.requires_grad}

@@ -42,7 +42,7 @@ def sentences(n_train: int, n_validation: int, seed: int = 0) -> TaskData:
     splits = {name: _split(rng, n) for name, n in sizes.items()}
     content = json.dumps([[name, split.texts, split.labels] for name, split in splits.items()])
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return TaskData(NAME, splits, ("bad", "neither", "good"), Columns(("text",), "label"), (), digest)
+    return TaskData(NAME, splits, ("bad", "neither", "good"), Columns(("text",), "label"), (), digest, "classification")
 
 
 def _split(rng: np.random.Generator, n: int) -> Split:

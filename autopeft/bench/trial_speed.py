@@ -23,10 +23,11 @@ from autopeft.bench.equivalence import Agreement, check_losses
 from autopeft.bench.laws import Configuration, configurations
 from autopeft.bench.matmul_limit import Replay, recorded
 from autopeft.bench.stock_trials import WAYS, StockTask, StockTrials, fresh_process
-from autopeft.engine.batches import TokenisedSplit, tokenise
-from autopeft.engine.classifier import SharedClassifier, choose_device, choose_dtype
+from autopeft.engine.batches import TokenisedSplit
 from autopeft.engine.data import TaskData
+from autopeft.engine.devices import choose_device
 from autopeft.engine.recipe import TrialRecipe
+from autopeft.engine.shared_model import SharedModel, choose_dtype
 from autopeft.engine.training import TransformerBackend, TransformerTrainer
 from autopeft.engine.trial import TrialJob
 from autopeft.engine.worker import let_garbage_be_found_fast
@@ -63,7 +64,7 @@ class SpeedSettings:
                 raise UnknownNameError("baseline", way, tuple(WAYS))
         if min(self.rounds, self.n_configurations, self.gate_steps, len(self.kinds), len(self.laws)) < 1:
             raise UsageError("bench trials: rounds, configurations, gate steps, kinds and laws must be 1 or more")
-        if self.recipe.task.problem != "classification":
+        if self.data.problem_name != "classification":
             raise UsageError("bench trials: only classification is measured")
 
 
@@ -162,17 +163,17 @@ def measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
 
 def _measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
     device = choose_device(0)
-    base = SharedClassifier.load(
+    base = SharedModel.load(
         settings.model,
         settings.revision,
-        n_outputs=settings.data.n_labels,
-        problem=settings.recipe.task.problem,
+        problem=settings.data.problem,
         device=device,
         dtype=torch.float32,
     )
     task = StockTask(settings.model, settings.revision, settings.recipe, settings.data, base.head, device.type)
     longest = min(settings.recipe.training.max_length, base.max_tokens)
-    splits = {name: tokenise(split, base.tokenizer, longest) for name, split in settings.data.splits.items()}
+    encode = settings.data.problem.encode
+    splits = {name: encode(split, base.tokenizer, longest) for name, split in settings.data.splits.items()}
     suites = [
         Suite(law, kind, [Timed(one) for one in configurations(base.anatomy, kind, law, settings.n_configurations, 0)])
         for kind in settings.kinds
@@ -240,10 +241,10 @@ class _Meter:
             if architecture.id not in self._replays:  # also a warm-up; nothing of it is timed
                 ends: list[int] = []
                 with recorded() as products:
-                    ours.train(job, lambda record: None, lambda loss: ends.append(len(products)))
+                    ours.train(job, lambda record: None, on_step=lambda loss: ends.append(len(products)))
                 self._replays[architecture.id] = Replay(products[ends[0] : ends[-1]], self._device)
             steps = _Steps(self._clock)
-            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, steps.after_step))
+            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, on_step=steps.after_step))
             timed.seconds.setdefault(OURS, []).append(seconds)
             timed.n_steps = steps.n
             timed.steps.append(steps.seconds)

@@ -42,6 +42,9 @@ SiteMap = Annotated[
         "--site-map", envvar="AUTOPEFT_SITE_MAP", help="YAML file: where the model's sites are, if not found."
     ),
 ]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; by default GPUs, else the CPU.")
+]
 Run = Annotated[str | None, typer.Option("--run", help="Run folder.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for the recipe, space.key=value for the space.")
@@ -113,8 +116,15 @@ def search(
     time: Annotated[str | None, typer.Option(help="Training in all, such as 2h, 90m or 45s.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
     run: Run = None,
+    device: Device = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
+    hang_after: Annotated[
+        str | None, typer.Option(help="Replace a worker that makes no progress for at least this long; never: do not.")
+    ] = None,
+    worker_memory: Annotated[
+        str | None, typer.Option(help="Replace a worker whose process holds more memory, such as 6GiB.")
+    ] = None,
     cache_memory: Annotated[
         str | None, typer.Option(help="For the activations of frozen layers, such as 2GB; 0: no cache.")
     ] = None,
@@ -158,8 +168,11 @@ def search(
         "time": time,
         "seed": seed,
         "run": run,
+        "device": device,
         "workers": workers,
         "trial_timeout": trial_timeout,
+        "hang_after": hang_after,
+        "worker_memory": worker_memory,
         "cache_memory": cache_memory,
         "cache_dtype": cache_dtype,
         "keep": keep,
@@ -297,6 +310,7 @@ def estimate(
     site_map: SiteMap = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the study.")] = None,
+    device: Device = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     set_: Set = None,
     config: Config = None,
@@ -314,7 +328,15 @@ def estimate(
     }
     _out(
         run_estimate(
-            {**given, **limits, "site_map": site_map, "seed": seed, "workers": workers, "set": tuple(set_ or ())},
+            {
+                **given,
+                **limits,
+                "site_map": site_map,
+                "seed": seed,
+                "device": device,
+                "workers": workers,
+                "set": tuple(set_ or ()),
+            },
             config,
         ),
         as_json,
@@ -354,6 +376,7 @@ def train(
     site_map: SiteMap = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings in all, earlier runs included.")] = None,
     seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
+    device: Device = None,
     workers: Annotated[int | None, typer.Option(help="Trainings at a time, one process each.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to write; by default runs/train-….")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for the recipe.")] = None,
@@ -367,7 +390,9 @@ def train(
     from autopeft.cli.transfer import run_train
 
     given = {"model": model, "data": data, "recipe": recipe, "site_map": site_map, "seeds": seeds, "seed": seed}
-    return run_train(spec, {**given, "workers": workers, "out": out, "set": tuple(set_ or ())}, as_json)
+    return run_train(
+        spec, {**given, "device": device, "workers": workers, "out": out, "set": tuple(set_ or ())}, as_json
+    )
 
 
 @app.command()

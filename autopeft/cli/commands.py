@@ -113,8 +113,13 @@ def _check_report(settings: SearchSettings, task: Task, space: SearchSpace, limi
     samples = []
     for texts, label in list(zip(train.texts, train.labels, strict=True))[:3]:
         tokens = tokenizer(*texts, truncation=True, max_length=task.recipe.training.max_length)["input_ids"]
-        name = data.label_names[int(label)] if data.label_names else f"{label:g}"
-        samples.append({"label": name, "n_tokens": len(tokens), "tokens": tokenizer.convert_ids_to_tokens(tokens)})
+        samples.append(
+            {
+                "label": data.problem.label_text(label),
+                "n_tokens": len(tokens),
+                "tokens": tokenizer.convert_ids_to_tokens(tokens),
+            }
+        )
     counts = {
         split: {name: rows.labels.count(index) for index, name in enumerate(data.label_names)}
         for split, rows in data.splits.items()

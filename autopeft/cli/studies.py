@@ -7,7 +7,7 @@ from typing import Any
 
 from autopeft.cli.text import duration, share, table
 from autopeft.cli.trial_text import pruned_at
-from autopeft.engine.trial import OVER_A_LIMIT
+from autopeft.engine.causes import OVER_A_LIMIT, tally
 from autopeft.errors import UsageError
 from autopeft.space.layer_map import layer_map
 from autopeft.study.database import DATABASE_FILE
@@ -57,12 +57,14 @@ def study_status(run: str | None) -> Report:
     missing = max(0, view.identity.trials - n_tried(view.trials))
     left = _seconds_left(view, missing)
     rejected = sum(t.result is not None and t.result.cause == OVER_A_LIMIT for t in view.trials)
-    of_these = f" ({rejected} of them rejected: over a limit)" if rejected else ""
+    causes = tally(t.result.cause for t in view.trials if t.result)
+    of_these = f" ({', '.join(f'{n} {cause}' for cause, n in causes.items())})" if causes else ""
     data = {
         "run": str(folder),
         "trials": view.identity.trials,
         **states,
         "rejected": rejected,
+        "causes": causes,
         "searching": {"pid": owner.pid, "host": owner.host, "since": owner.started} if owner else None,
         "seconds_trained": round(sum(seconds), 1),
         "seconds_left": None if left is None else round(left, 1),

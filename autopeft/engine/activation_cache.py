@@ -103,7 +103,7 @@ class ActivationCache:
         """The values of a batch of a split, `(B, T, *shape)` with zeros for padding, or `(B, *shape)`."""
         stored = self._entries[kept][split]
         if kept.key.per == "row":
-            return stored.index_select(0, batch.rows).to(kept.dtype)
+            return stored.index_select(0, batch.sequences).to(kept.dtype)
         B, T = batch.input_ids.shape
         return stored.index_select(0, batch.places.view(-1)).view(B, T, *kept.shape).to(kept.dtype)
 
@@ -126,7 +126,7 @@ class ActivationCache:
 
     def _n(self, kept: Kept, split: TokenisedSplit) -> int:
         """Vectors of an entry: one for padding stands behind those of the tokens."""
-        return len(split.tokens) + 1 if kept.key.per == "token" else len(split)
+        return len(split.tokens) + 1 if kept.key.per == "token" else split.n_sequences
 
     def _size(self, kept: Kept) -> int:
         return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self._shapes(kept).values())
@@ -135,7 +135,7 @@ class ActivationCache:
 def write(stored: Tensor, kept: Kept, batch: Batch, values: Tensor) -> None:
     """Put the values of a batch, padding left out, where `ActivationCache.read` looks for them."""
     if kept.key.per == "row":
-        stored[batch.rows] = values.to(stored.dtype)
+        stored[batch.sequences] = values.to(stored.dtype)
     else:
         is_token = batch.attention_mask.bool()
         stored[batch.places[is_token]] = values[is_token].to(stored.dtype)

@@ -6,7 +6,7 @@ batches and a resumed trial goes on with those it would have had. Evaluation goe
 results come back in the order of the rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autopeft.engine.splits import Split
+from autopeft.engine.splits import Texts
 
 __all__ = [
     "Batch",
     "TokenisedSplit",
-    "evaluate",
     "evaluation_batches",
     "tokenise",
     "training_batches",
     "training_order",
 ]
+
+IGNORED = -100
+"""Label of a token that has none, and of padding."""
 
 MEGA = 8
 """Batches that are sorted by length together: more make less padding, and batches that are less random."""
@@ -36,28 +38,31 @@ _CHUNK = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`B` rows, padded on the right to the longest, `T` tokens."""
+    """`B` rows in `S` sequences (as many, or several a row), padded on the right to the longest, `T` tokens."""
 
     rows: Tensor
     """Their positions in the split `(B,)`."""
+    sequences: Tensor
+    """Positions of their sequences in the split `(S,)`."""
     input_ids: Tensor
-    """`(B, T)`"""
+    """`(S, T)`"""
     attention_mask: Tensor
-    """1 for tokens, 0 for padding `(B, T)`."""
+    """1 for tokens, 0 for padding `(S, T)`."""
     token_type_ids: Tensor | None
-    """`(B, T)`; None where the tokenizer gives none, or zeros only, which is what models assume."""
+    """`(S, T)`; None where the tokenizer gives none, or zeros only, which is what models assume."""
     labels: Tensor
-    """Class numbers (int64) or real numbers (float32) `(B,)`."""
+    """What is true of the rows, as their problem encodes it `(B, ...)`."""
     places: Tensor
-    """Where each token stands among those of the split, `n_tokens` for padding `(B, T)`."""
+    """Where each token stands among those of the split, `n_tokens` for padding `(S, T)`."""
 
     def to(self, device: torch.device | str) -> "Batch":
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         types = None if self.token_type_ids is None else move(self.token_type_ids)
-        rows, ids, mask = move(self.rows), move(self.input_ids), move(self.attention_mask)
-        return Batch(rows, ids, mask, types, move(self.labels), move(self.places))
+        rows, sequences = move(self.rows), move(self.sequences)
+        ids, mask = move(self.input_ids), move(self.attention_mask)
+        return Batch(rows, sequences, ids, mask, types, move(self.labels), move(self.places))
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of a transformer's `forward`, without labels."""
@@ -67,46 +72,73 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class TokenisedSplit:
-    """`n` rows of different lengths, one after the other."""
+    """`n` rows of different lengths, one after the other, each of one sequence or of several."""
 
     tokens: Tensor
     """Token ids of all rows `(n_tokens,)`, int32."""
     types: Tensor | None
     """Token type ids `(n_tokens,)`, uint8."""
     starts: Tensor
-    """Where each row begins, and the end of the last `(n + 1,)`."""
+    """Where each sequence begins, and the end of the last `(n_sequences + 1,)`."""
     labels: Tensor
-    """`(n,)`, int64 for classes, float32 for numbers."""
+    """What is true of the rows, as their problem encodes it: `(n, ...)`, or of all tokens one after the other."""
     pad_id: int
+    per_row: int = 1
+    """Sequences of each row."""
+    label_starts: Tensor | None = None
+    """Where each row's labels begin, and the end of the last; None where a row has one entry."""
+    truths: tuple[Any, ...] = ()
+    """What predictions are compared with, where the labels do not say it."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.n_sequences // self.per_row
+
+    @property
+    def n_sequences(self) -> int:
+        return len(self.starts) - 1
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each row `(n,)`."""
-        return self.starts.diff()
+        """Tokens of each row's longest sequence `(n,)`."""
+        lengths = self.starts.diff()
+        return lengths if self.per_row == 1 else lengths.view(-1, self.per_row).amax(1)
 
     def batch(self, rows: Tensor, multiple_of: int = 1) -> Batch:
         """The rows at positions `rows (B,)`; their common length is rounded up to a multiple."""
-        lengths = self.lengths[rows]
+        sequences = rows
+        if self.per_row > 1:
+            sequences = (rows[:, None] * self.per_row + torch.arange(self.per_row)).flatten()
+        lengths = self.starts.diff()[sequences]
         T = -(-int(lengths.max()) // multiple_of) * multiple_of
         place = torch.arange(T)
-        is_token = place < lengths[:, None]  # (B, T)
-        places = (self.starts[rows, None] + place).masked_fill_(~is_token, len(self.tokens))
+        is_token = place < lengths[:, None]  # (S, T)
+        places = (self.starts[sequences, None] + place).masked_fill_(~is_token, len(self.tokens))
         index = places.clamp(max=len(self.tokens) - 1)
         return Batch(
             rows=rows,
+            sequences=sequences,
             input_ids=self.tokens[index].long().masked_fill_(~is_token, self.pad_id),
             attention_mask=is_token.long(),
             token_type_ids=None if self.types is None else self.types[index].long().masked_fill_(~is_token, 0),
-            labels=self.labels[rows],
+            labels=self.labels[rows] if self.label_starts is None else self._padded_labels(rows, T),
             places=places,
         )
 
+    def _padded_labels(self, rows: Tensor, T: int) -> Tensor:
+        """Labels of the rows' tokens `(B, T)`."""
+        assert self.label_starts is not None
+        lengths = self.label_starts.diff()[rows]
+        place = torch.arange(T)
+        index = (self.label_starts[rows, None] + place).clamp(max=len(self.labels) - 1)
+        return self.labels[index].masked_fill_(place >= lengths[:, None], IGNORED)
 
-def tokenise(split: Split, tokenizer: Any, max_length: int) -> TokenisedSplit:
-    """Token ids of every row with the tokenizer's special tokens; of a pair too long, the longer text is cut first.
+
+def tokenise(
+    texts: Sequence[Texts], labels: Tensor, tokenizer: Any, max_length: int, per_row: int = 1
+) -> TokenisedSplit:
+    """Token ids of every text or pair with the tokenizer's special tokens; of a pair too long the longer is cut.
+
+    `labels (n, ...)` are those of the rows, of `per_row` texts each.
 
     A row without any token (an empty text, for tokenizers without special tokens) gets one, so that attention has
     something to look at.
@@ -115,20 +147,20 @@ def tokenise(split: Split, tokenizer: Any, max_length: int) -> TokenisedSplit:
     filler = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), pad_id)
     ids: list[list[int]] = []
     types: list[list[int]] = []
-    for start in range(0, len(split), _CHUNK):
-        texts = [list(column) for column in zip(*split.texts[start : start + _CHUNK], strict=True)]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+    for start in range(0, len(texts), _CHUNK):
+        columns = [list(column) for column in zip(*texts[start : start + _CHUNK], strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
         ids.extend(row or [filler] for row in encoded["input_ids"])
         types.extend(row or [0] for row in encoded.get("token_type_ids", []))
     lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)
     flat_types = _flat(types, np.uint8) if types else None
-    is_real = any(isinstance(label, float) for label in split.labels)
     return TokenisedSplit(
         tokens=_flat(ids, np.int32),
         types=flat_types if flat_types is not None and bool(flat_types.any()) else None,
         starts=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        labels=torch.tensor(split.labels, dtype=torch.float32 if is_real else torch.int64),
+        labels=labels,
         pad_id=pad_id,
+        per_row=per_row,
     )
 
 
@@ -157,21 +189,6 @@ def evaluation_batches(split: TokenisedSplit, batch_size: int, multiple_of: int 
     """All rows once, the longest first: if the memory is too small, that shows at once."""
     for rows in split.lengths.argsort(descending=True, stable=True).split(batch_size):
         yield split.batch(rows, multiple_of)
-
-
-def evaluate(
-    split: TokenisedSplit, batch_size: int, forward: Callable[[Batch], Tensor], multiple_of: int = 1
-) -> Tensor:
-    """What `forward` gives for each row `(B, ...)`, in the order of the rows `(n, ...)`, on the CPU."""
-    rows: list[Tensor] = []
-    results: list[Tensor] = []
-    for batch in evaluation_batches(split, batch_size, multiple_of):
-        rows.append(batch.rows)
-        results.append(forward(batch).detach().cpu())
-    together = torch.cat(results)
-    in_order = torch.empty_like(together)
-    in_order[torch.cat(rows)] = together
-    return in_order
 
 
 def _flat(rows: Sequence[Sequence[int]], dtype: Any) -> Tensor:

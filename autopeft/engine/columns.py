@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopeft.engine.recipe import TaskSpec
-from autopeft.engine.tables import shown
+from autopeft.engine.tables import Table, shown
 from autopeft.errors import DataError, did_you_mean
 
-__all__ = ["Columns", "find_columns"]
+__all__ = ["Columns", "find_columns", "has_lists", "named_or_only"]
+
+_LOOKED_AT = 100
+"""Rows in which a value is looked for."""
 
 TEXT_PAIRS = (
     ("text", "text_pair"),
@@ -53,8 +56,10 @@ class Columns:
         return f"text from {' + '.join(self.text)}, label from {self.label}"
 
 
-def find_columns(columns: Sequence[str], task: TaskSpec, name: str) -> Columns:
+def find_columns(columns: Sequence[str], task: TaskSpec, name: str, labels: Sequence[str] = LABELS) -> Columns:
     """The columns that `task` names, or the only ones with a common name (upper and lower case are the same).
+
+    `labels` are the common names of a label.
 
     Raises:
         DataError: none or several could be meant, or a named one is not there; lists the columns of `name`.
@@ -66,12 +71,29 @@ def find_columns(columns: Sequence[str], task: TaskSpec, name: str) -> Columns:
     if task.label is not None:
         label = _named(task.label, columns, name)
     else:
-        known = LABELS if task.problem == "classification" else LABELS + SCORES
-        candidates = [(column,) for column in columns if column.lower() in known and column not in text]
+        candidates = [(column,) for column in columns if column.lower() in labels and column not in text]
         (label,) = _only(candidates, "label", columns, name)
     if label in text:
         raise DataError(f"{name}: column '{label}' cannot be both text and label; set task.text and task.label.")
     return Columns(text, label)
+
+
+def named_or_only(given: str | None, known: Sequence[str], role: str, columns: Sequence[str], name: str) -> str:
+    """The column that is named, or the only one of a common name (upper and lower case are the same).
+
+    Raises:
+        DataError: it is not there, or none or several could be meant.
+    """
+    if given is not None:
+        return _named(given, columns, name)
+    (found,) = _only([(column,) for column in columns if column.lower() in known], role, columns, name)
+    return found
+
+
+def has_lists(table: Table, column: str) -> bool:
+    """Whether the first value of a column is a list."""
+    values = (row.get(column) for row in table.rows[:_LOOKED_AT])
+    return isinstance(next((value for value in values if value is not None), None), list)
 
 
 def _text_candidates(columns: Sequence[str]) -> list[tuple[str, ...]]:

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from autopeft.engine.columns import Columns, find_columns
-from autopeft.engine.labels import is_missing, number_classes, read_numbers
+from autopeft.engine.columns import Columns
 from autopeft.engine.overlap import describe_overlap, refuse_identical
+from autopeft.engine.problem_names import ProblemName
+from autopeft.engine.problems import PROBLEMS, Problem, find_problem
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.sources import EMBEDDED, read_source
-from autopeft.engine.splits import Split, Texts, cut, draw
-from autopeft.engine.tables import LONGEST_PATH, BadRows, Table, shown
+from autopeft.engine.splits import Split, cut, draw
+from autopeft.engine.tables import LONGEST_PATH, shown
 from autopeft.errors import DataError
 
 __all__ = ["SPLITS", "Split", "TaskData", "load_data"]
@@ -42,17 +42,25 @@ class TaskData:
     splits: Mapping[str, Split]
     """`train`, `validation`, `test`."""
     label_names: tuple[str, ...]
-    """Of the classes 0 … n-1; empty for regression."""
+    """Of the classes 0 … n-1; empty where there are none."""
     columns: Columns
     notes: tuple[str, ...]
     """What was renumbered, cut or found doubtful, each a sentence for the user."""
     content_hash: str
     """SHA-256 of all texts, labels and splits: one changed letter changes it, the name of the file does not."""
 
+    problem_name: ProblemName
+    """What kind of task it is."""
+
+    @property
+    def problem(self) -> Problem:
+        """How it is encoded, learned and scored."""
+        return PROBLEMS[self.problem_name](self.label_names)
+
     @property
     def n_labels(self) -> int:
         """Outputs that a head needs: the number of classes, or 1 for regression."""
-        return len(self.label_names) or 1
+        return self.problem.n_outputs
 
 
 def load_data(task: TaskSpec, path_or_name: str | Path | None = None, seed: int = 0) -> TaskData:
@@ -70,106 +78,35 @@ def load_data(task: TaskSpec, path_or_name: str | Path | None = None, seed: int 
         raise DataError(f"no data: give --data FILE, a folder, a hub data set org/name, or {EMBEDDED}.")
     tables = read_source(given, task, is_of_recipe=path_or_name is None)
     notes = [note for table in tables.values() for note in table.notes]
-    columns = find_columns(tables["train"].columns, task, tables["train"].name)
-    tables = _without_unlabelled_test(tables, columns, notes)
-    texts = {split: _texts(table, columns, notes) for split, table in tables.items()}
-    label_names, labels = _labels(tables, columns, task, notes)
-    for table in tables.values():
-        _refuse_swallowed(table, columns)
-    found = {split: Split(texts[split], labels[split]) for split in tables}
-    refuse_identical(found, {split: table.name for split, table in tables.items()})
-    splits = _three_splits(found, tables["train"].name, task, notes)
-    notes.extend(describe_overlap(splits, of_classes=task.problem == "classification"))
+    problem = find_problem(task, tables["train"])
+    try:
+        task = task.resolved(problem.name)
+    except ValueError as error:
+        raise DataError(f"{tables['train'].name}: {error} (task.metric).") from error
+    rows = problem.read_rows(tables, task, notes)
+    refuse_identical(rows.splits, {split: table.name for split, table in tables.items()})
+    splits = _three_splits(rows.splits, tables["train"].name, problem, notes)
+    notes.extend(describe_overlap(splits, of_classes=problem.has_classes))
     if task.max_train_rows is not None and task.max_train_rows < len(splits["train"]):
         splits["train"] = _drawn(splits["train"], task.max_train_rows, seed)
         notes.append(f"train is a draw of {task.max_train_rows:,} rows (seed {seed})")
     return TaskData(
         name=shown(given, LONGEST_PATH),
         splits=MappingProxyType(splits),
-        label_names=label_names,
-        columns=columns,
+        label_names=rows.label_names,
+        columns=rows.columns,
         notes=tuple(dict.fromkeys(notes)),
-        content_hash=_content_hash(splits, label_names),
+        content_hash=_content_hash(splits, rows.label_names),
+        problem_name=problem.name,
     )
 
 
-def _labels(
-    tables: Mapping[str, Table], columns: Columns, task: TaskSpec, notes: list[str]
-) -> tuple[tuple[str, ...], Mapping[str, tuple[int, ...]] | Mapping[str, tuple[float, ...]]]:
-    """Names of the classes (none for regression), and the labels by split."""
-    if task.problem == "regression":
-        return (), read_numbers(tables, columns.label)
-    numbered = number_classes(tables, columns.label)
-    if task.metric == "f1" and len(numbered.names) != 2:
-        raise DataError(
-            f"{tables['train'].name}: {len(numbered.names)} classes, but the metric f1 is for two; use macro_f1, "
-            "accuracy or mcc."
-        )
-    notes.extend(numbered.notes)
-    return numbered.names, numbered.labels
-
-
-def _without_unlabelled_test(tables: Mapping[str, Table], columns: Columns, notes: list[str]) -> dict[str, Table]:
-    """Without a test that has no labels, as GLUE's: no column, or only empty cells or -1."""
-    test = tables.get("test")
-    if test is None or not all(is_missing(value) or value in (-1, "-1") for value in test.column(columns.label)):
-        return dict(tables)
-    notes.append(f"{test.name} has no labels and is not used")
-    return {split: table for split, table in tables.items() if split != "test"}
-
-
-def _texts(table: Table, columns: Columns, notes: list[str]) -> tuple[Texts, ...]:
-    """The texts of every row.
-
-    Raises:
-        DataError: a text is missing or is none, or the half of a pair is blank.
-    """
-    bad, rows = BadRows(table.name, table.unit), []
-    blank = []
-    for position, row in enumerate(table.rows):
-        texts: Any = tuple(row.get(column) for column in columns.text)
-        if problem := _text_problem(texts, columns):
-            bad.add(table.lines[position], problem)
-        elif not any(text.strip() for text in texts):
-            blank.append(position)
-        rows.append(texts)
-    bad.refuse()
-    if blank:
-        notes.append(f"{table.name}: {len(blank):,} rows have an empty text ({table.where(blank)})")
-    return tuple(rows)
-
-
-def _text_problem(texts: Sequence[object], columns: Columns) -> str | None:
-    for column, text in zip(columns.text, texts, strict=True):
-        if text is None:
-            return f"no text in '{shown(column)}'"
-        if not isinstance(text, str):
-            return f"'{shown(column)}' is not text but {type(text).__name__}"
-        if len(texts) == 2 and not text.strip():
-            return f"half of a pair is missing: '{shown(column)}' is empty"
-    return None
-
-
-def _refuse_swallowed(table: Table, columns: Columns) -> None:
-    """A line inside a quoted field that has a label where a label belongs is a row that a stray quote has swallowed."""
-    if not table.swallowed:
-        return
-    labels, place = set(table.column(columns.label)), table.columns.index(columns.label)
-    for line, pieces in table.swallowed:
-        # Counted from the left and from the right: a text may hold separators of its own.
-        if pieces[place] in labels or pieces[place - len(table.columns)] in labels:
-            raise DataError(
-                f"{table.name}: line {line}: lies inside a quoted field, but looks like a row; is a quote missing or "
-                "too many near it? A quote inside a field is written twice. If it is text, give the rows as JSONL."
-            )
-
-
-def _three_splits(found: Mapping[str, Split], name: str, task: TaskSpec, notes: list[str]) -> dict[str, Split]:
+def _three_splits(found: Mapping[str, Split], name: str, problem: Problem, notes: list[str]) -> dict[str, Split]:
     """Train, validation and test from what there is; the search never sees what the data set holds out itself."""
     train = found["train"]
     if len(found) == 3:
         return {split: found[split] for split in SPLITS}
-    strata = train.labels if task.problem == "classification" else (0.0,) * len(train)
+    strata = train.labels if problem.has_classes else (0.0,) * len(train)
     held_out = next((split for split in ("test", "validation") if split in found), None)
     if held_out is None:
         fractions: tuple[float, ...] = (HELD_OUT, HELD_OUT)

@@ -30,10 +30,7 @@ class Learn:
 
 @dataclass(frozen=True)
 class Score:
-    """Run the model on a split; the answer is a function that does it, batch by batch, without dropout.
-
-    It must be called on all batches of `evaluation_batches`, in their order.
-    """
+    """Run the model on a split; the answer is a function that does it, batch by batch, without dropout."""
 
     split: str
 

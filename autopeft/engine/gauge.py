@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit
+from autopeft.engine.devices import wait_for
 from autopeft.engine.limits import Limits
 from autopeft.errors import OverLimitError
 
@@ -58,10 +59,10 @@ def _seconds(forward: Callable[[], Any], device: torch.device) -> float:
         start = time.process_time()
         forward()
         return time.process_time() - start
-    torch.cuda.synchronize(device)
+    wait_for(device)
     start = time.perf_counter()
     forward()
-    torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter() - start
 
 

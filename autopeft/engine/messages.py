@@ -9,6 +9,13 @@ from autopeft.space.modules import Scalar
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What `Backend.settle` has found."""
+
+    choices: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
 class Opened:
     seconds: float
     facts: Mapping[str, Scalar]
@@ -20,6 +27,16 @@ class CannotGoOn:
 
     error: AutopeftError
     trace: str
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The order in work makes progress."""
+
+    beats: int
+    """Batches since the last such message."""
+    silence: float
+    """The longest time between two of them, in seconds by the worker's clock."""
 
 
 @dataclass(frozen=True)
@@ -53,5 +70,5 @@ class Evaluate:
     split: str
 
 
-Message = Opened | CannotGoOn | EpochDone | TrialDone | EvaluationDone
+Message = Settled | Opened | CannotGoOn | Alive | EpochDone | TrialDone | EvaluationDone
 Order = Train | Evaluate

@@ -8,14 +8,15 @@ Pearson and Spearman with SciPy: the tests compare them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["METRICS", "Metric", "Problem", "interval"]
+from autopeft.engine.tags import entity_f1, token_accuracy
 
-Problem = Literal["classification", "regression"]
+__all__ = ["METRICS", "Metric", "interval"]
+
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
@@ -30,14 +31,14 @@ _ROUNDING = 1e-13
 class Metric:
     """A named score.
 
-    `weighted(predicted (n,), labels (n,), weights (R, n))` gives `(R,)` scores; weights are counts of the rows.
+    `weighted(predicted, labels, weights (R, n))` gives `(R,)` scores; weights are counts of the `n` rows. A row is a
+    number, or whatever else its problem's `compared` gives.
     """
 
     name: str
-    problem: Problem
-    weighted: Callable[[Array, Array, Float], Float]
+    weighted: Callable[[Any, Any, Float], Float]
 
-    def score(self, predicted: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    def score(self, predicted: Any, labels: Any) -> float:
         """Score of predicted class numbers (or real numbers, for regression) `(n,)` against `labels (n,)`.
 
         Raises:
@@ -49,8 +50,8 @@ class Metric:
 
 def interval(
     metric: Metric,
-    predicted: npt.ArrayLike,
-    labels: npt.ArrayLike,
+    predicted: Any,
+    labels: Any,
     *,
     seed: int,
     level: float = 0.95,
@@ -75,12 +76,13 @@ def interval(
     return float(low), float(high)
 
 
-def _checked(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Array, Array]:
+def _checked(predicted: Any, labels: Any) -> tuple[Any, Any]:
+    """Numbers as arrays; lists of lists or of texts as they are, if there are as many."""
+    if len(predicted) == len(labels) > 0 and isinstance(labels[0], list | str):
+        return predicted, labels
     P, Y = np.asarray(predicted), np.asarray(labels)
-    if P.shape != Y.shape or Y.ndim != 1 or len(Y) == 0:
-        raise ValueError(
-            f"predictions {P.shape} and labels {Y.shape} must be vectors of one length, with a row at least"
-        )
+    if P.shape != Y.shape or Y.ndim not in (1, 2) or len(Y) == 0:
+        raise ValueError(f"predictions {P.shape} and labels {Y.shape} must be alike, with a row at least")
     return P, Y
 
 
@@ -91,7 +93,9 @@ def _divide(numerator: Float, denominator: Float) -> Float:
 
 
 def _accuracy(P: Array, Y: Array, weights: Float) -> Float:
-    return (weights @ (P == Y)) / weights.sum(axis=1)
+    """Share of the rows that are right; of several labels `(n, C)`, all of them."""
+    is_right = P == Y if P.ndim == 1 else (P == Y).all(axis=1)
+    return (weights @ is_right) / weights.sum(axis=1)
 
 
 def _f1(P: Array, Y: Array, weights: Float) -> Float:
@@ -101,7 +105,9 @@ def _f1(P: Array, Y: Array, weights: Float) -> Float:
 
 
 def _class_sums(P: Array, Y: Array, weights: Float) -> tuple[Float, Float, Float]:
-    """Hits, predictions and labels of each class that occurs: three arrays `(R, n_classes)`."""
+    """Hits, predictions and labels of each class (for single labels, that occurs): three arrays `(R, n_classes)`."""
+    if P.ndim == 2:  # 1 where a row has the class
+        return weights @ (P * Y), weights @ P, weights @ Y
     classes, index = np.unique(np.concatenate([P, Y]), return_inverse=True)
     p, y = index[: len(P)], index[len(P) :]
     one_hot = np.eye(len(classes))
@@ -112,6 +118,12 @@ def _macro_f1(P: Array, Y: Array, weights: Float) -> Float:
     """Mean F1 of the classes that occur among the sample's predictions or labels."""
     hits, predicted, true = _class_sums(P, Y, weights)
     return _divide(_divide(2 * hits, predicted + true).sum(axis=1), ((predicted + true) > 0).sum(axis=1).astype(float))
+
+
+def _micro_f1(P: Array, Y: Array, weights: Float) -> Float:
+    """F1 of all classes together."""
+    hits, predicted, true = _class_sums(P, Y, weights)
+    return _divide(2 * hits.sum(axis=1), (predicted + true).sum(axis=1))
 
 
 def _mcc(P: Array, Y: Array, weights: Float) -> Float:
@@ -170,11 +182,14 @@ def _largest(X: Float) -> Float:
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "classification", _accuracy),
-        Metric("f1", "classification", _f1),
-        Metric("macro_f1", "classification", _macro_f1),
-        Metric("mcc", "classification", _mcc),
-        Metric("pearson", "regression", _pearson),
-        Metric("spearman", "regression", _spearman),
+        Metric("accuracy", _accuracy),
+        Metric("f1", _f1),
+        Metric("macro_f1", _macro_f1),
+        Metric("mcc", _mcc),
+        Metric("micro_f1", _micro_f1),
+        Metric("entity_f1", entity_f1),
+        Metric("token_accuracy", token_accuracy),
+        Metric("pearson", _pearson),
+        Metric("spearman", _spearman),
     )
 }

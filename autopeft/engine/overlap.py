@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from autopeft.engine.splits import Split, Texts, normalised
 from autopeft.errors import DataError
@@ -35,7 +36,7 @@ def describe_overlap(splits: Mapping[str, Split], *, of_classes: bool) -> Iterat
         yield f"{contrary:,} texts in train have different labels in different rows"
 
 
-def _rows(split: Split) -> Counter[tuple[Texts, float]]:
+def _rows(split: Split) -> Counter[tuple[Texts, Any]]:
     return Counter(zip(split.texts, split.labels, strict=True))
 
 
@@ -46,7 +47,7 @@ def _shared(a: Sequence[str] | Sequence[Texts], b: Sequence[str] | Sequence[Text
 
 
 def _contrary(split: Split) -> int:
-    labels: dict[Texts, set[float]] = defaultdict(set)
+    labels: dict[Texts, set[Any]] = defaultdict(set)
     for texts, label in zip(split.texts, split.labels, strict=True):
         labels[texts].add(label)
     return sum(len(found) > 1 for found in labels.values())

@@ -7,6 +7,7 @@ the results. See `autopeft.hybrid.packed` for what adapters do.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from torch.utils import _pytree
 
 from autopeft.engine.activation_cache import Kept
-from autopeft.engine.batches import Batch, TokenisedSplit
+from autopeft.engine.batches import IGNORED, Batch, TokenisedSplit
 from autopeft.engine.last_layer import LastLayer, is_in
 from autopeft.engine.stand_ins import Feed, StandIn, replaced
 from autopeft.hybrid.detached import DetachedAdapter
@@ -78,7 +79,7 @@ class PackedModel:
     ) -> list[Tensor]:
         """The results of each member's batch of the split of this name, in the order of `batches`."""
         padded = [batch.to(self._device) for batch in _padded(list(batches.values()), split)]
-        sizes = {member: len(batch.rows) for member, batch in zip(batches, padded, strict=True)}
+        sizes = {member: len(batch.input_ids) for member, batch in zip(batches, padded, strict=True)}
         known: dict[tuple[Kept, int], Tensor] = {}
         for member, batch in zip(batches, padded, strict=True):
             values = {}
@@ -93,7 +94,12 @@ class PackedModel:
         self._pack.training = training
         if self._last is not None:
             self._last.at(everything)
-        return list(self._forward(everything).split(list(sizes.values())))
+        together = self._forward(everything).split([len(batch.rows) for batch in padded])
+        T = everything.input_ids.shape[1]
+        return [
+            _shorter(outputs, T, batch.input_ids.shape[1])
+            for outputs, batch in zip(together, batches.values(), strict=True)
+        ]
 
     def hand_out_gradients(self, members: Sequence[int]) -> None:
         """Give these members' parameters their gradients, after the backward pass."""
@@ -169,27 +175,33 @@ def _padded(batches: Sequence[Batch], split: TokenisedSplit) -> list[Batch]:
 def _longer(batch: Batch, T: int, split: TokenisedSplit) -> Batch:
     more = (0, T - batch.input_ids.shape[1])
     types = batch.token_type_ids
-    return Batch(
-        rows=batch.rows,
+    return replace(
+        batch,
         input_ids=functional.pad(batch.input_ids, more, value=split.pad_id),
         attention_mask=functional.pad(batch.attention_mask, more),
         token_type_ids=None if types is None else functional.pad(types, more),
-        labels=batch.labels,
+        labels=batch.labels if split.label_starts is None else functional.pad(batch.labels, more, value=IGNORED),
         places=functional.pad(batch.places, more, value=len(split.tokens)),
     )
 
 
 def _concatenated(batches: Sequence[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
     first = batches[0]
-    return Batch(
+    if len(batches) == 1:
+        return first
+    types = [batch.token_type_ids for batch in batches if batch.token_type_ids is not None]
+    return replace(
+        first,
         rows=torch.cat([batch.rows for batch in batches]),
+        sequences=torch.cat([batch.sequences for batch in batches]),
         input_ids=torch.cat([batch.input_ids for batch in batches]),
         attention_mask=torch.cat([batch.attention_mask for batch in batches]),
-        token_type_ids=None
-        if first.token_type_ids is None
-        else torch.cat([batch.token_type_ids for batch in batches if batch.token_type_ids is not None]),
+        token_type_ids=torch.cat(types) if types else None,
         labels=torch.cat([batch.labels for batch in batches]),
         places=torch.cat([batch.places for batch in batches]),
     )
+
+
+def _shorter(outputs: Tensor, T: int, own: int) -> Tensor:
+    """Outputs for each of `T` tokens without those that a member's batch does not have."""
+    return outputs[:, :own] if outputs.dim() > 2 and outputs.shape[1] == T else outputs

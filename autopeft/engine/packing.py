@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
-from autopeft.engine.classifier import SharedClassifier, save_adapter
 from autopeft.engine.fitting import Answer, Fitting, Learn, Score, Wanted
 from autopeft.engine.packed import PackedModel
 from autopeft.engine.reuse import FrozenPartReuse, Plan
+from autopeft.engine.shared_model import SharedModel, save_adapter
 from autopeft.engine.training import TransformerTrainer, parameter_groups, trained_of, training_of
 from autopeft.engine.trial import Ended, EpochRecord, TrialJob
 from autopeft.hybrid.detached import DetachedAdapter, detached
@@ -67,7 +67,7 @@ class PackedTrials:
     def __init__(
         self,
         trainer: TransformerTrainer,
-        base: SharedClassifier,
+        base: SharedModel,
         reuse: FrozenPartReuse,
         splits: Mapping[str, TokenisedSplit],
         forward: Callable[[Any, Batch], Tensor],
@@ -161,7 +161,7 @@ class PackedTrials:
     def _score(self, trials: list[_Trial]) -> list[Ended]:
         """Score trials that run together on the split that they want to be scored on."""
         ended: list[Ended] = []
-        kept: dict[_Trial, list[Tensor]] = {}
+        kept: dict[_Trial, list[tuple[Batch, Tensor]]] = {}
         if len(trials) > 1:
             try:
                 kept = self._outputs(trials)
@@ -169,25 +169,23 @@ class PackedTrials:
                 self._part(trials, error)
         for trial in trials:
             assert isinstance(trial.wanted, Score)
-            outputs = iter(kept.get(trial, ()))
-            one_by_one = partial(self._alone, trial, trial.wanted.split)
-            answer = partial(_next, outputs) if trial in kept else one_by_one
+            answer = partial(_known, kept.get(trial, []), partial(self._alone, trial, trial.wanted.split))
             ended += self._go_on(trial, partial(trial.fitting.send, answer))
         return ended
 
-    def _outputs(self, trials: list[_Trial]) -> dict[_Trial, list[Tensor]]:
+    def _outputs(self, trials: list[_Trial]) -> dict[_Trial, list[tuple[Batch, Tensor]]]:
         """What the model gives for each batch of the split, by trial; nothing where that is too much to keep."""
         packed, places = self._packed(trials)
         assert isinstance(trials[0].wanted, Score)
         name = trials[0].wanted.split
-        found: dict[_Trial, list[Tensor]] = {trial: [] for trial in trials}
+        found: dict[_Trial, list[tuple[Batch, Tensor]]] = {trial: [] for trial in trials}
         with torch.inference_mode():
             for batch in evaluation_batches(self._splits[name], self._eval_batch_size):
                 outputs = packed.run(name, self._splits[name], dict.fromkeys(places, batch))
                 if outputs[0][0].numel() > MOST_OUTPUTS:
                     return {}
                 for trial, output in zip(trials, outputs, strict=True):
-                    found[trial].append(output)
+                    found[trial].append((batch, output))
         return found
 
     def _alone(self, trial: _Trial, split: str, batch: Batch) -> Tensor:
@@ -305,6 +303,8 @@ def _companies(trials: Sequence[_Trial]) -> list[list[_Trial]]:
     return list(found.values())
 
 
-def _next(outputs: Iterator[Tensor], batch: Batch) -> Tensor:
-    """For the batch that is asked for next, what was computed before."""
-    return next(outputs)
+def _known(known: list[tuple[Batch, Tensor]], forward: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """What was computed for this batch before, if it was: batches come in the same order."""
+    if known and torch.equal(known[0][0].rows, batch.rows):
+        return known.pop(0)[1]
+    return forward(batch)

@@ -1,7 +1,7 @@
 """A pool of worker processes, seen from the supervisor: jobs go in, events come out, whatever happens to the workers.
 
-A worker that dies, or is killed because its trial takes too long, costs that trial and is replaced. Processes are
-spawned, never forked (CUDA and threads do not survive a fork), one job each at a time.
+A worker that dies, or is killed because its trial takes too long, hangs or holds too much memory, costs that trial and
+is replaced. Processes are spawned, never forked (CUDA and threads do not survive a fork), one job each at a time.
 """
 
 import logging
@@ -16,6 +16,7 @@ from multiprocessing.util import Finalize
 from types import TracebackType
 
 from autopeft.engine.messages import (
+    Alive,
     CannotGoOn,
     EpochDone,
     Evaluate,
@@ -23,11 +24,13 @@ from autopeft.engine.messages import (
     Message,
     Opened,
     Order,
+    Settled,
     Train,
     TrialDone,
 )
 from autopeft.engine.process import WorkerProcess, end_all, log_file
-from autopeft.engine.trial import Backend, Cause, EpochRecord, Evaluation, TrialJob, TrialResult
+from autopeft.engine.trial import Backend, EpochRecord, Evaluation, TrialJob, TrialResult
+from autopeft.engine.watch import DEFAULT_BOUNDS, Bounds, Verdict, Watch
 from autopeft.errors import AutopeftError, EnvironmentProblem
 from autopeft.space.modules import Scalar
 
@@ -39,6 +42,13 @@ class Ready:
     worker: int
     seconds: float
     facts: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was open in the backend has been measured, by the first worker; comes before it is ready."""
+
+    choices: Mapping[str, Scalar]
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Finished:
     result: TrialResult
 
 
-PoolEvent = Ready | Progress | Finished
+PoolEvent = Chosen | Ready | Progress | Finished
 
 MAX_IDLE_DEATHS = 3
 """Workers that may die between trials, one after another, before the pool gives up."""
@@ -65,9 +75,9 @@ MAX_IDLE_DEATHS = 3
 class WorkerPool:
     """Runs trials in `n_workers` processes of their own; use as a context manager.
 
-    `threads` is per worker (the machine's cores divided by the workers, where None); `trial_timeout` in seconds. What
-    workers print goes to the file that `log` writes, and nowhere where it writes none; tracebacks of failed trials are
-    logged at level DEBUG.
+    `threads` is per worker (the machine's cores divided by the workers, where None); `bounds` say when one is ended.
+    What workers print goes to the file that `log` writes, and nowhere where it writes none; tracebacks of failed trials
+    are logged at level DEBUG.
     """
 
     def __init__(
@@ -75,13 +85,13 @@ class WorkerPool:
         backend: Backend,
         n_workers: int = 1,
         threads: int | None = None,
-        trial_timeout: float | None = None,
+        bounds: Bounds = DEFAULT_BOUNDS,
         log: logging.Logger | None = None,
     ) -> None:
         assert n_workers >= 1
-        self._backend = pickle.dumps(backend)
+        self._backend = backend
         self._threads = threads or max(1, available_cores() // n_workers)
-        self._timeout = trial_timeout
+        self._watch = Watch(bounds)
         self._log = log or logging.getLogger(__name__)
         self._n_workers = n_workers
         self._workers: list[WorkerProcess] = []
@@ -94,7 +104,8 @@ class WorkerPool:
         # multiprocessing joins its children when the interpreter ends; without this a pool that was never left would
         # wait there for workers that ignore SIGTERM.
         Finalize(self, end_all, args=(self._workers,), exitpriority=10)
-        for index in range(self._n_workers):
+        # What is not settled is measured by one worker, so that the others do the same as it.
+        for index in range(self._n_workers if self._backend.is_settled else 1):
             self._workers.append(self._spawn(index))
         return self
 
@@ -173,12 +184,14 @@ class WorkerPool:
         return events
 
     def _spawn(self, index: int) -> WorkerProcess:
-        return WorkerProcess(index, self._backend, self._threads, log_file(self._log))
+        return WorkerProcess(index, pickle.dumps(self._backend), self._threads, log_file(self._log))
 
     def _give(self, worker: WorkerProcess, order: Order) -> WorkerProcess:
         """The worker that has the order now: another one where `worker` has died since it was free."""
         while not worker.give(order):
             worker = self._replace(worker)
+        if worker.opened:
+            self._watch.begins(worker.index)
         return worker
 
     def _pump(self, timeout: float | None) -> None:
@@ -186,39 +199,53 @@ class WorkerPool:
         sources: dict[object, WorkerProcess] = {}
         for worker in self._workers:
             sources |= {worker.pipe: worker, worker.process.sentinel: worker}
-        deadlines = [worker.since + self._timeout for worker in self._workers if self._timeout and worker.in_work]
-        waits = [timeout] if timeout is not None else []
-        waits += [max(0.0, min(deadlines) - time.monotonic())] if deadlines else []
-        happened = connection.wait(list(sources), min(waits) if waits else None)  # type: ignore[arg-type]
+        waits = [timeout, self._watch.tick, *(self._watch.seconds_left(worker.index) for worker in self._workers)]
+        known = [seconds for seconds in waits if seconds is not None]
+        happened = connection.wait(list(sources), min(known) if known else None)  # type: ignore[arg-type]
+        self._watch.look()
         for worker in dict.fromkeys(sources[source] for source in happened):
             self._take_in(worker)
         for worker in list(self._workers):
-            if self._timeout and worker.in_work and time.monotonic() >= worker.since + self._timeout:
+            pid = worker.process.pid
+            if pid is not None and (verdict := self._watch.judge(worker.index, pid)) is not None:
                 worker.process.kill()
                 worker.process.join()
-                self._take_in(worker, late=True)
+                self._take_in(worker, verdict)
 
-    def _take_in(self, worker: WorkerProcess, late: bool = False) -> None:
+    def _take_in(self, worker: WorkerProcess, verdict: Verdict | None = None) -> None:
         dead = worker.is_dead  # asked before its messages are read: what it sent before it died still counts
         for message in worker.messages():
             self._handle(worker, message)
         if dead and worker in self._workers:
-            self._bury(worker, late)
+            if verdict is None:
+                kernel = self._watch.of_kernel() if worker.was_killed else None
+                verdict = kernel or Verdict("killed", worker.death)
+            self._bury(worker, verdict)
 
     def _handle(self, worker: WorkerProcess, message: Message) -> None:
         match message:
+            case Settled(choices):
+                self._backend = self._backend.settled(choices)
+                self._events.append(Chosen(choices))
+                self._workers += [self._spawn(index) for index in range(1, self._n_workers)]
             case Opened(seconds, facts):
                 worker.opened, worker.since = True, time.monotonic()
+                if worker.order is not None:
+                    self._watch.begins(worker.index)
                 self._events.append(Ready(worker.index, seconds, facts))
                 self._log.debug("worker %d is ready after %.1f s: %s", worker.index, seconds, dict(facts))
             case CannotGoOn(error, trace):
                 worker.order, self._fatal = None, error
                 self._log.debug("worker %d: %s\n%s", worker.index, error, trace)
+            case Alive(beats, silence):
+                self._watch.hears(worker.index, beats, silence)
             case EpochDone(number, record):
+                self._watch.hears(worker.index)
                 worker.records.append(record)
                 self._events.append(Progress(number, record))
             case TrialDone(result, trace, usable):
                 worker.order, self._idle_deaths = None, 0
+                self._watch.ends(worker.index)
                 self._events.append(Finished(result))
                 if trace is not None:
                     self._log.debug("trial %d failed: %s\n%s", result.number, result.error, trace)
@@ -226,20 +253,22 @@ class WorkerPool:
                     self._replace(worker)
             case EvaluationDone(outcome, trace):
                 worker.order, self._idle_deaths = None, 0
+                self._watch.ends(worker.index)
                 self._evaluations[worker] = outcome
                 if trace is not None:
                     self._log.debug("%s\n%s", outcome, trace)
 
-    def _bury(self, worker: WorkerProcess, late: bool) -> None:
+    def _bury(self, worker: WorkerProcess, verdict: Verdict) -> None:
         """Account for a dead worker's order and put a new worker in its place."""
-        how = f"took longer than {self._timeout:g} s" if late else worker.death
+        how = verdict.what
+        self._watch.ends(worker.index)
         match worker.order:
             case Train(job) if worker.opened:
-                error = f"the trial {how} and was stopped" if late else f"the worker {how}"
+                of_trial = verdict.cause in ("time-out", "hang")
+                error = f"the trial {how} and was stopped" if of_trial else f"the worker {how}"
                 seconds = time.monotonic() - worker.since
                 epochs = tuple(worker.records)
-                cause: Cause = "timeout" if late else "killed"
-                result = TrialResult.failed(job.number, cause, error, seconds=seconds, epochs=epochs)
+                result = TrialResult.failed(job.number, verdict.cause, error, seconds=seconds, epochs=epochs)
                 self._events.append(Finished(result))
             case Evaluate(job, split) if worker.opened:
                 error = f"the evaluation of trial {job.number} on {split}: the worker {how}"

@@ -47,10 +47,6 @@ class WorkerProcess:
         except OSError:  # it has died already, which its sentinel tells
             return
 
-    @property
-    def in_work(self) -> bool:
-        return self.opened and self.order is not None
-
     def give(self, order: Order) -> bool:
         """Whether the order could be sent; not where the process has died."""
         self.order, self.since, self.records = order, time.monotonic(), []
@@ -71,6 +67,11 @@ class WorkerProcess:
     @property
     def is_dead(self) -> bool:
         return not self.process.is_alive()
+
+    @property
+    def was_killed(self) -> bool:
+        """By SIGKILL, which the kernel sends too when memory runs out."""
+        return self.process.exitcode == -int(getattr(signal, "SIGKILL", 9))
 
     @property
     def death(self) -> str:

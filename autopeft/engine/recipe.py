@@ -9,14 +9,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autopeft.config import Frozen, load
+from autopeft.engine.problem_names import METRICS_OF, ProblemName, check_metric
 from autopeft.errors import did_you_mean
 from autopeft.resources import find_yaml
 from autopeft.space.modules import MODULES
 
 __all__ = ["ModelSpec", "SplitNames", "TaskSpec", "TrainingSpec", "TrialRecipe", "load_recipe"]
-
-CLASSIFICATION_METRICS = ("accuracy", "f1", "macro_f1", "mcc")
-REGRESSION_METRICS = ("pearson", "spearman")
 
 
 def _listed(value: Any) -> Any:
@@ -65,14 +63,29 @@ class TaskSpec(Frozen):
     """Where the splits are not called train, validation (dev, valid, val) and test."""
     text: TextColumns | None = None
     """The column with the text, or the two of a pair; found by its name if left out."""
+    choices: TextColumns | None = None
+    """For multiple_choice: the column with the list of choices, or the columns that hold one each."""
     label: Name | None = None
     """The column with the label; found by its name if left out."""
-    problem: Literal["classification", "regression"] = "classification"
-    """`regression` for labels that are numbers on a scale."""
-    metric: Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"] = "accuracy"
-    """What is maximised. `f1` is that of the second of two classes; `pearson` and `spearman` are for regression."""
+    problem: ProblemName | None = None
+    """What kind of task it is: `regression` for labels that are numbers on a scale; found from the data if left out."""
+    metric: str | None = None
+    """What the search is for; left out: the problem's first. `f1` is that of the second of two classes."""
     max_train_rows: int | None = Field(default=None, ge=2)
     """Train on this many rows only, drawn by the seed."""
+
+    def resolved(self, problem: ProblemName) -> Self:
+        """With the problem that was found, and its first metric where none is named.
+
+        Raises:
+            ValueError: the metric is not for this problem.
+        """
+        check_metric(self.metric_for(problem), problem)
+        return self.model_copy(update={"problem": problem, "metric": self.metric_for(problem)})
+
+    def metric_for(self, problem: ProblemName) -> str:
+        """The metric that is named, or the problem's first."""
+        return self.metric or METRICS_OF[problem][0]
 
     @field_validator("text")
     @classmethod
@@ -83,9 +96,8 @@ class TaskSpec(Frozen):
 
     @model_validator(mode="after")
     def _metric_of_the_problem(self) -> Self:
-        fitting = CLASSIFICATION_METRICS if self.problem == "classification" else REGRESSION_METRICS
-        if self.metric not in fitting:
-            raise ValueError(f"metric {self.metric} is not for {self.problem}; choose {', '.join(fitting)}")
+        if self.metric is not None:
+            check_metric(self.metric, self.problem)
         if self.subset is not None and self.dataset is None:
             raise ValueError(f"subset {self.subset} of no dataset; give dataset too")
         return self
@@ -129,8 +141,9 @@ class TrainingSpec(Frozen):
     """Largest norm of the gradient of all trained weights together."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout within the adapters; the frozen model has none."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen model; adapters stay in float32. `auto`: bfloat16 on GPUs that have it, else float32."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Of the frozen model; adapters stay in float32. `auto`: float32 (on GPUs by TF32 products, as `tf32`), unless
+    bfloat16 is clearly faster; measured once for a study."""
 
     @field_validator("modules")
     @classmethod

@@ -102,7 +102,8 @@ class FrozenPartReuse:
         self._last = [sites for (name, _), sites in layers.items() if name == stack][-1]
         self._layers = frozenset(sites.name for sites in layers.values())
         is_half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
-        self._rounding = 3e-2 if is_half else 1e-5
+        has_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+        self._rounding = 3e-2 if is_half or has_tf32 else 1e-5
         """How far results may be apart that come from the same sums, made of matrices of other shapes."""
         self._plans: dict[Any, Plan] = {}
         self._log = logging.getLogger(__name__)

@@ -8,11 +8,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Split", "Texts", "cut", "draw", "normalised"]
 
 Texts = tuple[str, ...]
-"""`(text,)` or `(text, text_pair)`."""
+"""`(text,)` or `(text, text_pair)`; or a question and its choices, or the words of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Split:
     """Rows of one split, in the order of their file."""
 
     texts: tuple[Texts, ...]
-    labels: tuple[int, ...] | tuple[float, ...]
-    """Class numbers 0 … n-1, or real numbers for regression."""
+    labels: tuple[Any, ...]
+    """What is true of each row, as its problem has it: a class number, a real number, a tuple of numbers, a text."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -18,18 +18,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
-from autopeft.errors import AutopeftError, ModelError, OverLimitError
+from autopeft.errors import AutopeftError, DataError, ModelError, OverLimitError
 from autopeft.resources import atomic_write
 from autopeft.space.anatomy import Anatomy
 from autopeft.space.architecture import Architecture, Placement
 from autopeft.space.counting import count_parameters
 from autopeft.space.modules import Scalar
 
-Failure = Literal["raise", "nan", "memory", "abort", "exit", "kill", "hang", "limit"]
+Failure = Literal["raise", "nan", "memory", "data", "abort", "exit", "kill", "hang", "swell", "limit"]
 
 WEIGHTS_FILE = "toy.json"
 METRIC = "accuracy"
+_SWOLLEN_BYTES = 400 << 20
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,25 @@ class ToyBackend:
     seconds_per_epoch: float = 0.0
     epochs: int = 2
     failures: Mapping[int, Failure] = field(default_factory=dict)
-    """How trials end before their time, by number: they raise, meet a NaN, want memory, call `os.abort` or `sys.exit`,
-    kill their process, hang, or are told to be over a limit; each after its first epoch."""
+    """How trials end before their time, by number: they raise, meet a NaN, want memory, have unfit data, call
+    `os.abort` or `sys.exit`, kill their process, hang, hold 400 MB, or are told to be over a limit; all after an
+    epoch."""
     noise: float = 0.01
     """Standard deviation of the score between seeds."""
     anatomy: Anatomy | None = None
     """For exact parameter counts; without it they are 0."""
     broken: str | None = None
     """Where given, the backend does not open, with this message."""
+
+    @property
+    def is_settled(self) -> bool:
+        return True
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        return {}
+
+    def settled(self, choices: Mapping[str, object]) -> "ToyBackend":
+        return self
 
     def open(self, worker: int = 0) -> "ToyTrainer":
         """
@@ -68,12 +82,13 @@ class ToyTrainer:
     def facts(self) -> Mapping[str, Scalar]:
         return MappingProxyType({"device": "toy"})
 
-    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
+    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> TrialResult:
         start = time.monotonic()
         final = toy_score(job.architecture, job.training) + self._backend.noise * _normal(job.seed)
         records: list[EpochRecord] = []
         for epoch in range(1, self._backend.epochs + 1):
             time.sleep(self._backend.seconds_per_epoch)
+            beat()
             score = final * (1 - 0.5**epoch)
             seconds = time.monotonic() - start
             records.append(EpochRecord(epoch, 10 * epoch, 1 - score, ((METRIC, score),), seconds))
@@ -101,7 +116,7 @@ class ToyTrainer:
             None,
         )
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """
         Raises:
             ModelError: the trial left no weights, or another architecture's.
@@ -162,6 +177,12 @@ def _fail(failure: Failure) -> None:
             os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
         case "limit":
             raise OverLimitError("it is told to be over a limit")
+        case "data":
+            raise DataError("a label that the model does not have")
         case "hang":
+            threading.Event().wait()
+        case "swell":
+            held = bytearray(_SWOLLEN_BYTES)
+            held[::_PAGE_BYTES] = b"1" * len(held[::_PAGE_BYTES])  # a page that is not written to is not there
             threading.Event().wait()
     raise AutopeftError(f"unknown failure {failure!r}")

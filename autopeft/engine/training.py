@@ -17,24 +17,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.nn import functional
 
-from autopeft.engine.batches import Batch, TokenisedSplit, evaluate, tokenise, training_batches
-from autopeft.engine.classifier import (
-    SharedClassifier,
-    choose_device,
+from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
+from autopeft.engine.data import TaskData
+from autopeft.engine.devices import choose_device, name_of
+from autopeft.engine.fitting import Fitting, alone, learned, scored
+from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.limits import NO_LIMITS, Limits
+from autopeft.engine.models import load_anatomy
+from autopeft.engine.precision import allow_tf32, checked, full_precision, measure_precision
+from autopeft.engine.pulse import Beat, no_beat
+from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
+from autopeft.engine.scoring import Judged, judge, metric_names
+from autopeft.engine.shared_model import (
+    SharedModel,
     choose_dtype,
     is_of_head,
     let_adapters_drop,
     save_adapter,
 )
-from autopeft.engine.data import TaskData
-from autopeft.engine.fitting import Fitting, alone, learned, scored
-from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
-from autopeft.engine.limits import NO_LIMITS, Limits
-from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
 from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
 from autopeft.errors import ConfigError, ModelError
@@ -45,7 +47,6 @@ from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 if TYPE_CHECKING:
     from autopeft.engine.packing import PackedTrials
 
-INTERVAL_SEED = 0
 SHARED = ("max_length", "eval_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
 
@@ -67,11 +68,40 @@ class TransformerBackend:
     cache: CacheMemory = DEFAULT_CACHE
     """For what the frozen part of the model gives."""
     site_map: SiteMap = NO_SITE_MAP
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto: a GPU where there is one."""
 
     def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
         # A mapping proxy, as the data have for their splits, cannot be pickled.
         data = replace(self.data, splits=dict(self.data.splits))
-        return type(self), (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map)
+        own = (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map, self.device)
+        return type(self), own
+
+    @property
+    def is_settled(self) -> bool:
+        return self.recipe.training.precision != "auto"
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        """The precision that suits the device and the model.
+
+        Raises:
+            ModelError: the model's config cannot be found or read.
+            EnvironmentProblem: there is no such device.
+        """
+        device = choose_device(worker, self.device)
+        precision, ratio = measure_precision(load_anatomy(self.model, self.revision, self.site_map), device)
+        measured = {} if ratio is None else {"bfloat16_speed": round(ratio, 2)}
+        return {"precision": precision, "device": name_of(device), **measured}
+
+    def settled(self, choices: Mapping[str, object]) -> "TransformerBackend":
+        """
+        Raises:
+            StudyCorruptError: `choices` are not of `settle`.
+        """
+        if self.is_settled:
+            return self
+        training = self.recipe.training.model_copy(update={"precision": checked(choices.get("precision"))})
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def open(self, worker: int = 0) -> "TransformerTrainer":
         """Load the model and tokenise the data.
@@ -80,24 +110,24 @@ class TransformerBackend:
             ModelError: the model cannot be found, read or adapted, or does not fit its tokeniser.
             EnvironmentProblem: the Python package that holds the model is not installed.
         """
-        device = choose_device(worker)
-        base = SharedClassifier.load(
+        device = choose_device(worker, self.device)
+        allow_tf32(self.recipe.training.precision, device)
+        base = SharedModel.load(
             self.model,
             self.revision,
-            n_outputs=self.data.n_labels,
-            problem=self.recipe.task.problem,
+            problem=self.data.problem,
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
             site_map=self.site_map,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
-        splits = {name: tokenise(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
+        splits = {name: base.problem.encode(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
         n_known = base.model.get_input_embeddings().num_embeddings
         if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
             )
-        return TransformerTrainer(base, self.recipe, splits, self.data.n_labels, self.limits, self.cache)
+        return TransformerTrainer(base, self.recipe, splits, self.limits, self.cache)
 
 
 class TransformerTrainer:
@@ -105,10 +135,9 @@ class TransformerTrainer:
 
     def __init__(
         self,
-        base: SharedClassifier,
+        base: SharedModel,
         recipe: TrialRecipe,
         splits: Mapping[str, TokenisedSplit],
-        n_outputs: int,
         limits: Limits = NO_LIMITS,
         cache: CacheMemory = DEFAULT_CACHE,
     ) -> None:
@@ -116,7 +145,10 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
-        self._metrics = metric_names(recipe, n_outputs)
+        self._beat = no_beat
+        """Of the order in work."""
+        self._problem = base.problem
+        self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
         searched = {name: splits[name] for name in ("train", "validation")}
         self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
 
@@ -125,8 +157,8 @@ class TransformerTrainer:
         device = self._base.device
         return MappingProxyType(
             {
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "precision": str(self._base.dtype).removeprefix("torch."),
+                "device": name_of(device),
+                "precision": self._precision,
                 "threads": torch.get_num_threads(),
                 "cache": self._reuse.memory,
                 "train_tokens": len(self._splits["train"].tokens),
@@ -144,6 +176,11 @@ class TransformerTrainer:
         size = self._recipe.training.eval_batch_size
         return PackedTrials(self, self._base, self._reuse, self._splits, self._forward, size)
 
+    @property
+    def _precision(self) -> str:
+        is_tf32 = self._recipe.training.precision == "tf32" and full_precision(self._base.device) == "tf32"
+        return "tf32" if is_tf32 else str(self._base.dtype).removeprefix("torch.")
+
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
 
@@ -160,6 +197,7 @@ class TransformerTrainer:
         self,
         job: TrialJob,
         on_epoch: Callable[[EpochRecord], None],
+        beat: Beat = no_beat,
         on_step: Callable[[Tensor], None] = lambda loss: None,
     ) -> TrialResult:
         """Train, keep the best epoch's weights and write them to `job.folder`; a pruned trial leaves none.
@@ -173,6 +211,7 @@ class TransformerTrainer:
             OverLimitError: the architecture is too slow or takes too much memory; it was not trained.
         """
         start = time.monotonic()
+        self._beat = beat
         spec = training_of(self._recipe, job)
         if self._base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._base.device)
@@ -213,6 +252,7 @@ class TransformerTrainer:
             peak_memory_bytes=self._peak_memory(),
             latency_overhead=overhead,
             training_memory_bytes=memory,
+            precision=self._precision,
         )
 
     def gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
@@ -238,17 +278,15 @@ class TransformerTrainer:
             refuse_over_limit(self._limits, None, memory)
         return overhead, memory
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """
         Raises:
             ModelError: no adapter in `job.folder`, or it does not fit the model exactly.
         """
+        self._beat = beat
         with self._base.loaded(job.folder) as adapted:
-            outputs = self._outputs(partial(self._forward, adapted), self._splits[split])
-        labels = self._splits[split].labels
-        predicted = self._predictions(outputs)
-        low, high = interval(METRICS[self._recipe.task.metric], predicted.numpy(), labels.numpy(), seed=INTERVAL_SEED)
-        return Evaluation(split, self._scores(outputs, labels), (low, high), len(labels))
+            judged = self._judged(partial(self._forward, adapted), split)
+        return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
 
     def fit(
         self,
@@ -270,24 +308,24 @@ class TransformerTrainer:
         step, records, kept = 0, list[EpochRecord](), list[Tensor]()
         best: EpochRecord | None = None
         for epoch in range(1, spec.epochs + 1):
-            total = torch.zeros((), device=self._base.device)
+            total, n = torch.zeros(2, device=self._base.device)
             for batch in training_batches(split, spec.batch_size, job.seed, epoch):
                 step += 1
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                (loss,) = yield from learned(batch, partial(self._told, batch))
+                loss, losses, weights = yield from learned(batch, partial(self._told, batch))
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                total += loss * len(batch.rows)
+                total += losses
+                n += weights
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
                 on_step(loss)
             forward = yield from scored("validation")
-            outputs = self._outputs(forward, self._splits["validation"])
-            metrics = self._scores(outputs, self._splits["validation"].labels)
-            record = EpochRecord(epoch, step, float(total) / len(split), metrics, time.monotonic() - start)
+            metrics = self._judged(forward, "validation").scores(self._metrics)
+            record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
             if best is None or metrics[0][1] > best.metrics[0][1]:
@@ -303,34 +341,30 @@ class TransformerTrainer:
         return best, records
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
-        """The head's outputs in float32 `(B, n_outputs)`."""
+        """What the problem reads of the logits, in float32 `(B, ...)`."""
+        self._beat()
         device, dtype = self._base.device, self._base.dtype
-        inputs = batch.to(device).model_inputs()
+        batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            outputs: Tensor = adapted(**inputs).logits
-        return outputs.float()
+            logits: Tensor = adapted(**self._problem.inputs(batch)).logits
+        return self._problem.read(logits, batch).float()
 
-    def _outputs(self, forward: Callable[[Batch], Tensor], split: TokenisedSplit) -> Tensor:
-        with torch.inference_mode():
-            return evaluate(split, self._recipe.training.eval_batch_size, forward)
+    def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of a batch's losses, and how many those are."""
+        labels = labels.to(outputs.device)
+        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum()
 
-    def _told(self, batch: Batch, outputs: Tensor) -> tuple[Tensor]:
-        return (self._loss(outputs, batch.labels),)
+    def _told(self, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of a batch, the sum that it is of, and how many losses those are."""
+        losses, weights = self._losses(outputs, batch.labels)
+        return losses / weights, losses, weights
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        labels = labels.to(outputs.device)
-        if self._recipe.task.problem == "regression":
-            return functional.mse_loss(outputs.squeeze(-1), labels)
-        return functional.cross_entropy(outputs, labels)
+        losses, weights = self._losses(outputs, labels)
+        return losses / weights
 
-    def _predictions(self, outputs: Tensor) -> Tensor:
-        return outputs.squeeze(-1) if self._recipe.task.problem == "regression" else outputs.argmax(-1)
-
-    def _scores(self, outputs: Tensor, labels: Tensor) -> tuple[tuple[str, float], ...]:
-        """The metrics and the loss on these rows, the recipe's metric first."""
-        predicted = self._predictions(outputs).numpy()
-        scores = [(name, METRICS[name].score(predicted, labels.numpy())) for name in self._metrics]
-        return (*scores, ("loss", float(self._loss(outputs, labels))))
+    def _judged(self, forward: Callable[[Batch], Tensor], split: str) -> Judged:
+        return judge(self._problem, self._splits[split], self._recipe.training.eval_batch_size, forward)
 
     def _peak_memory(self) -> int | None:
         device = self._base.device
@@ -351,13 +385,6 @@ def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
     if problems:
         raise ConfigError(problems)
     return spec
-
-
-def metric_names(recipe: TrialRecipe, n_outputs: int) -> tuple[str, ...]:
-    """The recipe's metric, then the others that make sense for its problem."""
-    fitting = [name for name, metric in METRICS.items() if metric.problem == recipe.task.problem]
-    others = (name for name in fitting if name != "f1" or n_outputs == 2)
-    return tuple(dict.fromkeys([recipe.task.metric, *others]))
 
 
 def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from autopeft.engine.causes import Cause, cause_of
+from autopeft.engine.pulse import Beat, no_beat
 from autopeft.errors import StudyCorruptError
 from autopeft.resources import atomic_write
 from autopeft.space.architecture import Architecture
@@ -22,9 +24,6 @@ RESULT_FILE = "result.json"
 
 FORMAT_VERSION = 1
 
-Cause = Literal["exception", "not finite", "killed", "timeout", "out of memory", "over a limit"]
-"""`over a limit`: rejected before it was trained, by `--max-latency-overhead` or `--max-memory`."""
-OVER_A_LIMIT: Cause = "over a limit"
 State = Literal["complete", "failed", "pruned"]
 """`pruned`: stopped at a rung, since its score there was not among the best; it has no score of its own."""
 Rungs = tuple[tuple[int, float], ...]
@@ -127,6 +126,8 @@ class TrialResult:
     """Time of a forward pass over the base model's, measured before training where it is limited."""
     training_memory_bytes: int | None = None
     """Of a training step at its peak, measured before training where it is limited."""
+    precision: str | None = None
+    """What the frozen model computed in: float32, tf32, bfloat16."""
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -166,9 +167,11 @@ class TrialResult:
             raise ValueError(f"version must be {FORMAT_VERSION}")
         values = {**_LATER_FIELDS, **{name: value for name, value in data.items() if name != "version"}}
         _check(values, _RESULT_FIELDS)
-        if values["state"] not in get_args(State) or values["cause"] not in {*get_args(Cause), None}:
-            raise ValueError("'state' or 'cause' is not a known word")
-        return cls(**{**values, "epochs": tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])})
+        if values["state"] not in get_args(State):
+            raise ValueError("'state' is not a known word")
+        cause = None if values["cause"] is None else cause_of(values["cause"])
+        epochs = tuple(EpochRecord.from_json(epoch) for epoch in values["epochs"])
+        return cls(**{**values, "cause": cause, "epochs": epochs})
 
 
 def write_result(folder: Path, result: TrialResult) -> None:
@@ -215,17 +218,33 @@ class Trainer(Protocol):
         """What is worth telling once: device, precision, threads."""
         ...
 
-    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialResult:
-        """Train `job` and leave its weights in `job.folder`; the caller writes the result file."""
+    def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> TrialResult:
+        """Train `job` and leave its weights in `job.folder`; the caller writes the result file.
+
+        Calls `beat` with every batch that it gets through.
+        """
         ...
 
-    def evaluate(self, job: TrialJob, split: str) -> Evaluation:
+    def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """Score the weights that `train` left in `job.folder` on `split`."""
         ...
 
 
 class Backend(Protocol):
     """A recipe for a `Trainer`: a picklable frozen value that is sent to every worker and opened there."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be measured that all trials of a study must have in common."""
+        ...
+
+    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
+        """Measure it; called in one worker, once for a study, where the backend is not settled."""
+        ...
+
+    def settled(self, choices: Mapping[str, object]) -> "Backend":
+        """The backend with what `settle` has found."""
+        ...
 
     def open(self, worker: int = 0) -> Trainer:
         """Load what trials share; `worker` counts the pool's workers from 0, so that each can take its own device."""
@@ -261,9 +280,10 @@ _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "error": (str, _NONE),
     "latency_overhead": (*_NUMBER, _NONE),
     "training_memory_bytes": (int, _NONE),
+    "precision": (str, _NONE),
 }
-_LATER_FIELDS: Mapping[str, None] = {"latency_overhead": None, "training_memory_bytes": None}
-"""Results that were written before there were limits do not have them."""
+_LATER_FIELDS: Mapping[str, None] = dict.fromkeys(("latency_overhead", "training_memory_bytes", "precision"))
+"""Results of earlier versions do not have them."""
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

@@ -21,12 +21,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from autopeft.engine.messages import CannotGoOn, EpochDone, Evaluate, EvaluationDone, Message, Opened, Order, TrialDone
+from autopeft.engine.causes import OVER_A_LIMIT, Cause, is_out_of_memory
+from autopeft.engine.messages import (
+    Alive,
+    CannotGoOn,
+    EpochDone,
+    Evaluate,
+    EvaluationDone,
+    Message,
+    Opened,
+    Order,
+    Settled,
+    TrialDone,
+)
+from autopeft.engine.pulse import Beat, Pulse, no_beat
 from autopeft.engine.trial import (
-    OVER_A_LIMIT,
     RESULT_FILE,
     Backend,
-    Cause,
     EpochRecord,
     NotFiniteError,
     Trainer,
@@ -34,7 +45,10 @@ from autopeft.engine.trial import (
     TrialResult,
     write_result,
 )
-from autopeft.errors import AutopeftError, EnvironmentProblem, OverLimitError
+from autopeft.errors import AutopeftError, DataError, EnvironmentProblem, OverLimitError
+
+_DATA_DO_NOT_FIT = ("is out of bounds", "index out of range in self")
+"""What a loss says of a label, and an embedding of a token, that the model does not have."""
 
 
 def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> None:
@@ -48,6 +62,10 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
     start = time.monotonic()
     try:
         backend: Backend = pickle.loads(pipe.recv_bytes())
+        if not backend.is_settled:
+            choices = backend.settle(index)
+            pipe.send(Settled(choices))
+            backend = backend.settled(choices)
         trainer = backend.open(index)
         let_garbage_be_found_fast()
     except Exception as error:
@@ -68,19 +86,22 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
 
 def _obey(trainer: Trainer, order: Order, pipe: Connection) -> Message:
     job = order.job
+    beat = Pulse(lambda beats, silence: pipe.send(Alive(beats, silence)))
     if isinstance(order, Evaluate):
         try:
-            return EvaluationDone(trainer.evaluate(job, order.split), None)
+            return EvaluationDone(trainer.evaluate(job, order.split, beat), None)
         except Exception as error:
             what = f"trial {job.number} could not be evaluated on {order.split}"
             return EvaluationDone(_as_autopeft_error(error, what), traceback.format_exc())
     try:
-        return run_trial(trainer, job, lambda record: pipe.send(EpochDone(job.number, record)))
+        return run_trial(trainer, job, lambda record: pipe.send(EpochDone(job.number, record)), beat)
     except EnvironmentProblem as error:
         return CannotGoOn(error, traceback.format_exc())
 
 
-def run_trial(trainer: Trainer, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> TrialDone:
+def run_trial(
+    trainer: Trainer, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat
+) -> TrialDone:
     """Train `job`; whatever it raises becomes a failed result, but for problems that every trial would have.
 
     The result file is written last, and only by a trial that came to its end, well or badly; one that an earlier
@@ -100,7 +121,7 @@ def run_trial(trainer: Trainer, job: TrialJob, on_epoch: Callable[[EpochRecord],
     try:
         (job.folder / RESULT_FILE).unlink(missing_ok=True)
         try:
-            result = trainer.train(job, keep)
+            result = trainer.train(job, keep, beat)
         except Exception as error:
             if isinstance(error, EnvironmentProblem):
                 raise
@@ -124,13 +145,13 @@ def run_trial(trainer: Trainer, job: TrialJob, on_epoch: Callable[[EpochRecord],
 def classify(error: BaseException) -> Cause:
     """The cause of failure that an exception stands for."""
     if isinstance(error, NotFiniteError):
-        return "not finite"
+        return "NaN"
     if isinstance(error, OverLimitError):
         return OVER_A_LIMIT
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory"
-    # A CPU tensor that does not fit is a plain RuntimeError in torch.
-    return "out of memory" if "can't allocate memory" in str(error) else "exception"
+    if is_out_of_memory(error):
+        return "OOM"
+    does_not_fit = isinstance(error, IndexError) and any(text in str(error) for text in _DATA_DO_NOT_FIT)
+    return "data" if does_not_fit or isinstance(error, DataError | UnicodeError) else "bug"
 
 
 def describe(error: BaseException) -> str:
@@ -163,7 +184,7 @@ def _is_about_the_disk(error: Exception) -> bool:
 
 def _spoils_the_process(error: BaseException) -> bool:
     # After a CUDA error every further call on the device fails; after want of memory it is fragmented.
-    return classify(error) == "out of memory" or "CUDA error" in str(error)
+    return is_out_of_memory(error) or "CUDA error" in str(error)
 
 
 def _as_autopeft_error(error: Exception, what: str) -> AutopeftError:
@@ -174,7 +195,7 @@ def _as_autopeft_error(error: Exception, what: str) -> AutopeftError:
         except Exception:
             return AutopeftError(str(error))
         return error
-    if classify(error) == "out of memory":
+    if is_out_of_memory(error):
         return EnvironmentProblem(f"{what}: out of memory")
     return AutopeftError(f"{what}: {describe(error)}")
 

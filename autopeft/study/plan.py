@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.engine.trial import Backend, Rungs, TrialJob, trial_seed
+from autopeft.engine.watch import DEFAULT_BOUNDS, Bounds
 from autopeft.samplers import Earlier, Sampler
 from autopeft.space.architecture import Architecture
 from autopeft.space.budget import ParameterBudget
@@ -36,7 +37,8 @@ class Plan:
     """In all, those that are pruned included."""
     seconds: float | None
     """Training in all, over all workers; None: no limit."""
-    trial_timeout: float | None
+    bounds: Bounds = DEFAULT_BOUNDS
+    """When a worker is ended."""
     n_workers: int = 1
     files: tuple[tuple[str, str], ...] = ()
     """Name and text of what is written into a new run folder: the resolved configuration."""

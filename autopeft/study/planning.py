@@ -16,7 +16,7 @@ from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.memory import default_cache_memory, parse_memory
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.pool import available_cores
-from autopeft.engine.recipe import TrainingSpec, TrialRecipe, load_recipe
+from autopeft.engine.recipe import TaskSpec, TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError
 from autopeft.samplers import LEARNS_FROM_EARLIER, SAMPLERS, WEIGHS_SECONDS, find_sampler
 from autopeft.samplers.named import OptunaSampler
@@ -27,6 +27,7 @@ from autopeft.space.search_space import SearchSpace
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap, find_site_map
 from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
+from autopeft.study.bounds import parse_bounds
 from autopeft.study.earlier import find_earlier
 from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
@@ -78,12 +79,13 @@ def make_plan(settings: SearchSettings) -> Plan:
     budget = ParameterBudget.parse(settings.budget)
     seconds = parse_duration("time", settings.time) if settings.time else None
     max_trained, limits = parse_limits(settings)
-    timeout = parse_duration("trial-timeout", settings.trial_timeout) if settings.trial_timeout else None
+    bounds = parse_bounds(settings)
     cache = default_cache_memory()
     if settings.cache_memory is not None:
         cache = parse_memory("cache-memory", settings.cache_memory)
     recipe, spec, site_map = load_files(settings)
     task = resolve_task(settings, recipe, site_map)
+    recipe = task.recipe
     space = bind_space(spec, task.anatomy, budget, max_trained)
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
@@ -100,7 +102,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         space=Part(settings.space, _hash(spec.content())),
         model=task.model_part,
         data=Part(task.data.name, task.data.content_hash),
-        metric=Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
+        metric=metric_part(recipe.task),
         training=Part(_protocol(recipe.training), _hash(recipe.training.content())),
         objective=settings.objective,
         seed=settings.seed,
@@ -112,7 +114,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         limits=limits_of_identity(space, limits),
         facts=facts,
     )
-    n_workers = settings.workers or default_workers(task.anatomy.n_parameters)
+    n_workers = settings.workers or default_workers(task.anatomy.n_parameters, settings.device)
     memory = CacheMemory(
         cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
     )
@@ -139,11 +141,12 @@ def make_plan(settings: SearchSettings) -> Plan:
             limits=limits,
             cache=memory,
             site_map=site_map,
+            device=settings.device,
         ),
         budget=budget,
         n_trials=n_trials,
         seconds=seconds,
-        trial_timeout=timeout,
+        bounds=bounds,
         n_workers=n_workers,
         files=tuple(files),
         context=context_of(task),
@@ -198,6 +201,7 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMa
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
     anatomy = load_anatomy(model, revision, site_map)
+    recipe = recipe.model_copy(update={"task": recipe.task.resolved(data.problem.name)})
     return Task(recipe, model, revision, anatomy, data, site_map, settings.site_map)
 
 
@@ -260,16 +264,20 @@ def _those(names: frozenset[str]) -> str:
     return f"{' and '.join(able)} would" if able else "none that is here would"
 
 
-def default_workers(n_parameters: int) -> int:
-    """One worker a GPU; else up to four that share the cores, as far as memory goes.
+def default_workers(n_parameters: int, device: str = "auto") -> int:
+    """One worker a GPU that is meant; else up to four that share the cores, as far as memory goes.
 
     Processes with few threads each use a CPU better than one with many: threads of one trial wait for one another,
     trials do not.
-    """
-    import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
+    Raises:
+        EnvironmentProblem: there is no such device.
+    """
+    from autopeft.engine.devices import find_devices
+
+    devices = find_devices(device)
+    if devices[0].type != "cpu":
+        return len(devices)
     per_worker = 4 * 3 * n_parameters + WORKER_BYTES
     fitting = psutil.virtual_memory().available // 2 // per_worker
     return max(1, min(MOST_WORKERS, available_cores(), fitting))
@@ -312,6 +320,11 @@ def _file(run: Path, name: str) -> str:
     return str(run / name)
 
 
+def metric_part(task: TaskSpec) -> Part:
+    """The metric of a resolved task, as a part of what is searched."""
+    return Part(task.metric or "", _hash([task.metric, task.problem]))
+
+
 def context_of(task: Task) -> dict[str, Any]:
     """What exports need to know of the study; see `autopeft.export.spec`."""
     return {
@@ -336,11 +349,14 @@ def context_of(task: Task) -> dict[str, Any]:
 
 def _facts(task: Task) -> tuple[tuple[str, str], ...]:
     splits = ", ".join(f"{split} {len(rows):,}" for split, rows in task.data.splits.items())
-    classes = f"{len(task.data.label_names)} classes" if task.data.label_names else "regression"
     return (
         ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
         *site_facts(task),
-        ("data", f"{task.data.name}: {splits} rows, {classes}; maximises {task.recipe.task.metric} on validation"),
+        (
+            "data",
+            f"{task.data.name}: {splits} rows, {task.data.problem.describe()}; "
+            f"maximises {task.recipe.task.metric} on validation",
+        ),
         ("trial", f"at most {_protocol(task.recipe.training)}"),
     )
 

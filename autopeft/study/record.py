@@ -20,6 +20,8 @@ Json = dict[str, Any]
 
 HELD_OUT_SUMMARY = "held_out"
 """Summary entry of a study: trial, split, metrics, interval and rows of the final evaluation."""
+SETTLED_SUMMARY = "settled"
+"""Summary entry of a study: what was measured before its first trial and holds for all, such as the precision."""
 CONTEXT_SUMMARY = "context"
 """Summary entry of a study: what its trials share, such as base model, task and recipe."""
 

@@ -14,7 +14,8 @@ from typing import Literal
 
 import optuna
 
-from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
+from autopeft.engine.causes import RETRIED
+from autopeft.engine.pool import Chosen, Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.trial import RESULT_FILE, Evaluation, TrialJob, TrialResult, read_result, trial_seed
 from autopeft.errors import AutopeftError
 from autopeft.resources import atomic_write
@@ -42,6 +43,7 @@ from autopeft.study.reader import read_study
 from autopeft.study.record import (
     CONTEXT_SUMMARY,
     HELD_OUT_SUMMARY,
+    SETTLED_SUMMARY,
     StudyView,
     TrialRecord,
     TrialStart,
@@ -99,6 +101,8 @@ class _Session:
         self.cut_off = deque(store.unfinished())
         """Trials that were running when an earlier session died."""
         self.exhausted = ""
+        choices = store.summary.get(SETTLED_SUMMARY)
+        self.backend = plan.backend if choices is None else plan.backend.settled(choices)
 
     def run(self) -> SearchOutcome:
         for trial in tuple(self.cut_off):
@@ -109,9 +113,7 @@ class _Session:
             return self._end(None)
         self._drop_cache()  # of a session that was killed
         try:
-            with WorkerPool(
-                self.plan.backend, self.plan.n_workers, trial_timeout=self.plan.trial_timeout, log=self.log
-            ) as pool:
+            with WorkerPool(self.backend, self.plan.n_workers, bounds=self.plan.bounds, log=self.log) as pool:
                 self._loop(pool)
                 if self.stop.now:
                     for event in pool.stop(0):
@@ -154,13 +156,13 @@ class _Session:
         return self.plan.seconds is not None and spent / self.plan.n_workers >= self.plan.seconds
 
     def _next_trial(self) -> TrialRecord | None:
-        """One that was cut off, one whose worker was killed, the next baseline, or the sampler's proposal."""
+        """One that was cut off, one whose worker was lost, the next baseline, or the sampler's proposal."""
         if self.cut_off:
             return self.cut_off.popleft()
         repeated = {trial.retry_of for trial in self.store.trials}
         for trial in self.store.trials[: max(0, self._n_settled())]:
-            killed = trial.result is not None and trial.result.cause == "killed"
-            if killed and trial.retry_of is None and trial.number not in repeated:
+            may_be_chance = trial.result is not None and trial.result.cause in RETRIED
+            if may_be_chance and trial.retry_of is None and trial.number not in repeated:
                 start = TrialStart(trial.architecture, trial.stored, trial.training, trial.number, trial.baseline)
                 return self._begin(trial.params, start)
         begun = {trial.architecture.id for trial in self.store.trials}
@@ -210,6 +212,10 @@ class _Session:
 
     def _handle(self, event: PoolEvent) -> None:
         match event:
+            case Chosen(choices=choices):
+                self.backend = self.backend.settled(choices)
+                self.store.set_summary(SETTLED_SUMMARY, dict(choices))
+                self.log.info("for all trials of the study: %s", dict(choices))
             case Ready(seconds=seconds, facts=facts):
                 self.log.info("worker ready after %.1f s: %s", seconds, dict(facts))
                 self.listener(WorkerReady(seconds, tuple((name, str(value)) for name, value in facts.items())))
@@ -257,7 +263,7 @@ class _Session:
     def _evaluate(self, best: TrialRecord, pool: WorkerPool | None) -> Evaluation:
         if pool is not None:
             return pool.evaluate(self._job(best), HELD_OUT)
-        with WorkerPool(self.plan.backend, 1, log=self.log) as own:
+        with WorkerPool(self.backend, 1, bounds=self.plan.bounds, log=self.log) as own:
             return own.evaluate(self._job(best), HELD_OUT)
 
     def _reason(self) -> tuple[StopReason, str]:

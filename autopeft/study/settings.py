@@ -58,10 +58,16 @@ class SearchSettings(Frozen):
     """Of the study; each trial's own seed follows from it and the trial's number."""
     run: str | None = None
     """The run folder; by default runs/ and a name made of data, model, space, budget and seed."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda (all GPUs in turn), cuda:1, mps; auto: the GPUs where there are any, else the CPU."""
     workers: int | None = Field(default=None, ge=1, le=256)
     """Trials at a time, one process each: one a GPU, else up to four that share the cores. Proposals depend on it."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
+    hang_after: str = "5m"
+    """A worker that makes no progress for this long, and for 20 times as long as any before, is replaced; or never."""
+    worker_memory: str | None = None
+    """Most memory of a worker's process, such as 6GiB: one that holds more is replaced; no limit by default."""
     cache_memory: str | None = None
     """Memory for what the frozen layers give, so that trials need not compute it: 2GB, or 0 for none. All workers
     together; a quarter of the machine's by default."""
@@ -72,6 +78,11 @@ class SearchSettings(Frozen):
     set: tuple[str, ...] = ()
     """key=value, changes to the recipe (training.epochs=3), or to the space (space.layers.groups=2)."""
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        return known_device(value)
+
     @field_validator("from_", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
@@ -81,6 +92,16 @@ class SearchSettings(Frozen):
     @classmethod
     def _number_as_text(cls, value: object) -> object:
         return str(value) if type(value) in (int, float) else value
+
+
+def known_device(value: str) -> str:
+    """
+    Raises:
+        ValueError: it is no device's name.
+    """
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII) is None:
+        raise ValueError(f"{value[:40]!r} is not a device. Allowed: auto, cpu, cuda, cuda:0, mps")
+    return value
 
 
 def resolve_settings(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from autopeft.engine.trial import OVER_A_LIMIT, TrialResult
+from autopeft.engine.causes import OVER_A_LIMIT
+from autopeft.engine.trial import TrialResult
 from autopeft.errors import FailurePolicyError
 
 GRACE_SECONDS = 30.0

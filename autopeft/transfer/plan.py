@@ -19,7 +19,7 @@ from autopeft.space.architecture import Architecture
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import load_site_map
 from autopeft.study.identity import Part
-from autopeft.study.planning import LOCAL_RECIPE, RUNS, Task, name_word, resolve_task
+from autopeft.study.planning import LOCAL_RECIPE, RUNS, Task, metric_part, name_word, resolve_task
 from autopeft.study.settings import SearchSettings
 from autopeft.transfer.placing import place_in, site_map_for
 from autopeft.transfer.settings import TrainSettings
@@ -76,6 +76,7 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
         site_map = site_map_for(given, lambda sites: load_anatomy(model, revision, sites))
         origin = given.name
     task = replace(resolve_task(search, recipe, site_map), site_map_name=origin)
+    recipe = task.recipe
     architecture, layers = place_in(given, task.anatomy, may_map=True)
     training = _searched_training(settings, given)
     from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
@@ -90,13 +91,18 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
         task=task,
         training=training,
         backend=TransformerBackend(
-            model=task.model, revision=task.revision, recipe=recipe, data=task.data, site_map=site_map
+            model=task.model,
+            revision=task.revision,
+            recipe=recipe,
+            data=task.data,
+            site_map=site_map,
+            device=settings.device,
         ),
         identity={
             "architecture": Part(architecture.id, architecture.id),
             "model": task.model_part,
             "data": Part(task.data.name, task.data.content_hash),
-            "metric": Part(recipe.task.metric, _hash([recipe.task.metric, recipe.task.problem])),
+            "metric": metric_part(recipe.task),
             "training": Part(json.dumps(protocol, sort_keys=True), _hash(protocol)),
         },
     )

@@ -1,8 +1,9 @@
 """What a user may say about training a found architecture: flag = Python argument."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from autopeft.config import Frozen
+from autopeft.study.settings import known_device
 
 
 class TrainSettings(Frozen):
@@ -24,7 +25,14 @@ class TrainSettings(Frozen):
     """The first of them."""
     out: str | None = None
     """Folder to write; by default runs/ and a name made of spec, data and model."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda (all GPUs in turn), cuda:1, mps; auto: the GPUs where there are any, else the CPU."""
     workers: int = Field(default=1, ge=1, le=256)
     """Trainings at a time, one process each."""
     set: tuple[str, ...] = ()
     """key=value, changes to the recipe (training.epochs=3)."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        return known_device(value)

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from autopeft.engine.pool import Finished, Progress, Ready, WorkerPool
+from autopeft.engine.pool import Chosen, Finished, Progress, Ready, WorkerPool
 from autopeft.engine.trial import Evaluation, TrialJob, TrialResult, read_result
 from autopeft.errors import AutopeftError, StudyCorruptError, StudyMismatchError
 from autopeft.export.card import model_card
@@ -30,6 +30,8 @@ from autopeft.transfer.plan import TrainPlan
 
 BEST_FOLDER = "best"
 _IDENTITY_FILE, _HELD_OUT_FILE = "train.json", "held_out.json"
+_SETTLED_FILE = "settled.json"
+"""What was measured before the first seed and holds for all: the precision."""
 _TICK_SECONDS = 0.5
 
 Tell = Callable[[str], None]
@@ -98,7 +100,11 @@ def _train(
 ) -> tuple[TrialResult, ...]:
     waiting, failed = list(jobs), list[TrialResult]()
     by_number = {job.number: job for job in jobs}
-    with WorkerPool(plan.backend, min(plan.settings.workers, len(jobs))) as pool:
+    settled = plan.out / _SETTLED_FILE
+    backend = plan.backend
+    if settled.exists():
+        backend = backend.settled(_read_settled(settled))
+    with WorkerPool(backend, min(plan.settings.workers, len(jobs))) as pool:
         while not stop.now:
             while waiting and pool.n_free and stop.signal is None:
                 pool.submit(waiting.pop(0))
@@ -106,6 +112,8 @@ def _train(
                 break
             for event in pool.wait(_TICK_SECONDS):
                 match event:
+                    case Chosen(choices=choices):
+                        atomic_write(settled, json.dumps(dict(choices), indent=2, allow_nan=False) + "\n")
                     case Ready(seconds=seconds, facts=facts):
                         said = ", ".join(f"{name} {value}" for name, value in facts.items())
                         tell(f"worker   ready after {seconds:.1f} s: {said}")
@@ -125,6 +133,14 @@ def _train(
                             f"held out, {result.score:.4f} on validation, {result.seconds:.1f} s"
                         )
     return tuple(failed)
+
+
+def _read_settled(path: Path) -> dict[str, object]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyCorruptError(f"{path}: cannot be read: {error}") from error
+    return data if isinstance(data, dict) else {}
 
 
 def _score(job: TrialJob, result: TrialResult, evaluation: Evaluation) -> TrainedSeed:

@@ -58,8 +58,9 @@ def word_task(n_rows: int = 48, *, pairs: bool = False, regression: bool = False
         return Split(tuple(texts), tuple(label + 0.5 for label in labels) if regression else tuple(labels))
 
     splits = {"train": split(n_rows, 0), "validation": split(16, 1000), "test": split(16, 2000)}
+    problem = "regression" if regression else "classification"
     names = () if regression else ("first", "second")
-    return TaskData("words", splits, names, Columns(("text",), "label"), (), "0" * 64)
+    return TaskData("words", splits, names, Columns(("text",), "label"), (), "0" * 64, problem)
 
 
 def recipe(*, regression: bool = False, **training: Any) -> TrialRecipe:

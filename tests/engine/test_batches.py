@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from autopeft.engine.batches import evaluate, evaluation_batches, tokenise, training_batches, training_order
+from autopeft.engine import batches
+from autopeft.engine.batches import TokenisedSplit, evaluation_batches, training_batches, training_order
+from autopeft.engine.problems import PROBLEMS
+from autopeft.engine.scoring import judge
 from autopeft.engine.splits import Split
 
 torch.set_num_threads(1)
@@ -44,6 +47,11 @@ def singles(lengths) -> Split:
 
 def pairs(lengths) -> Split:
     return Split(tuple((words(n), words(2 * n % 7 + 1)) for n in lengths), tuple(i / 2 for i in range(len(lengths))))
+
+
+def tokenise(split: Split, tokenizer, max_length: int) -> TokenisedSplit:
+    labels = torch.tensor(split.labels)
+    return batches.tokenise(split.texts, labels, tokenizer, max_length)
 
 
 @pytest.mark.parametrize("split", [singles([3, 1, 9, 4]), pairs([3, 1, 9, 4])], ids=["single", "pair"])
@@ -148,8 +156,12 @@ def test_training_batches_are_the_rows_of_the_order():
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_results_come_back_in_the_order_of_the_rows(batch_size):
     lengths = [3, 1, 9, 4, 2, 9, 1]
-    split = tokenise(singles(lengths), tokenizer(), 16)
-    result = evaluate(split, batch_size, lambda batch: batch.attention_mask.sum(dim=1, keepdim=True).float())
-    assert result.tolist() == [[n + 2.0] for n in lengths]
+    texts = singles(lengths).texts
+    split = batches.tokenise(texts, torch.zeros(len(lengths)), tokenizer(), 16)
+    regression = PROBLEMS["regression"]()
+    judged = judge(regression, split, batch_size, lambda batch: batch.attention_mask.sum(dim=1, keepdim=True).float())
+    assert judged.predicted.tolist() == [n + 2.0 for n in lengths]
+    assert judged.losses.tolist() == [(n + 2.0) ** 2 for n in lengths]
+    assert judged.loss == sum((n + 2.0) ** 2 for n in lengths) / len(lengths)
     first = next(evaluation_batches(split, batch_size))
     assert first.input_ids.shape[1] == max(lengths) + 2

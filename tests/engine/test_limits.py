@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from autopeft.engine import gauge
+from autopeft.engine.causes import OVER_A_LIMIT
 from autopeft.engine.gauge import latency_overhead, training_memory
 from autopeft.engine.limits import Limits, parse_memory, parse_overhead
-from autopeft.engine.trial import OVER_A_LIMIT, TrialResult
+from autopeft.engine.trial import TrialResult
 from autopeft.errors import BudgetError
 from tests.engine.checkpoints import backend, checkpoint
 from tests.engine.test_training import assert_same, job, run, state, without_time

@@ -198,7 +198,7 @@ def test_a_model_without_a_head_for_texts_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path / "bert")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tmp_path / "bert" / file, tmp_path / file)
-    with pytest.raises(ModelError, match="transformers has no vit model with a head for whole texts"):
+    with pytest.raises(ModelError, match="transformers has no vit model for classification"):
         backend(tmp_path).open()
 
 

@@ -47,7 +47,7 @@ def jobs(folder: Path, architectures: Sequence[Architecture], **training: Any) -
 def train_together(
     trainer: TransformerTrainer, todo: Sequence[TrialJob], size: int, losses: dict[int, list[float]] | None = None
 ) -> tuple[dict[int, TrialResult | Exception], list[tuple[tuple[int, ...], int]]]:
-    """Results by number, and which trials were in work at each step and how many waited; one that ends is replaced by the next."""
+    """Results by number, and which trials were in work at each step and how many waited; who ends is replaced."""
     pack: PackedTrials = trainer.together()
     left, results, seen = list(todo), dict[int, TrialResult | Exception](), []
     while left or pack.running:
@@ -65,7 +65,7 @@ def train_alone(
     trainer: TransformerTrainer, job: TrialJob, losses: dict[int, list[float]] | None = None
 ) -> TrialResult:
     told = [] if losses is None else losses.setdefault(job.number, [])
-    return trainer.train(job, lambda record: None, lambda loss: told.append(float(loss)))
+    return trainer.train(job, lambda record: None, on_step=lambda loss: told.append(float(loss)))
 
 
 def weights(job: TrialJob) -> dict[str, Tensor]:
@@ -73,7 +73,12 @@ def weights(job: TrialJob) -> dict[str, Tensor]:
 
 
 def assert_same_ends(
-    trainer: TransformerTrainer, folder: Path, architectures: Sequence[Architecture], size: int, **training: Any
+    trainer: TransformerTrainer,
+    folder: Path,
+    architectures: Sequence[Architecture],
+    size: int,
+    tolerance: float,
+    **training: Any,
 ) -> list[Any]:
     mine, theirs = (
         jobs(folder / "together", architectures, **training),

@@ -1,21 +1,24 @@
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from autopeft.engine.pool import Finished, PoolEvent, Progress, Ready, WorkerPool
+from autopeft.engine.pool import Chosen, Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.toy import Failure, ToyBackend, ToyTrainer
 from autopeft.engine.trial import RESULT_FILE, TrialJob, TrialResult, read_result, trial_seed
+from autopeft.engine.watch import Bounds
 from autopeft.errors import AutopeftError, EnvironmentProblem, ModelError
 from autopeft.space.architecture import Architecture, place
 
@@ -67,7 +70,7 @@ def test_events_of_a_trial_come_in_order(tmp_path: Path) -> None:
 
 
 def test_no_failure_of_a_trial_harms_the_next_one(tmp_path: Path) -> None:
-    kinds = ("raise", "nan", "memory", "abort", "exit", "kill")
+    kinds = ("raise", "nan", "memory", "abort", "exit", "kill", "data")
     backend = ToyBackend(failures=dict(enumerate(kinds)))
     with WorkerPool(backend, n_workers=2) as pool:
         events: list[PoolEvent] = []
@@ -78,32 +81,57 @@ def test_no_failure_of_a_trial_harms_the_next_one(tmp_path: Path) -> None:
         events += until_finished(pool, len(kinds) + 1 - len(results(events)))
     found = results(events)
     assert {number: result.cause for number, result in found.items()} == {
-        0: "exception",
-        1: "not finite",
-        2: "out of memory",
+        0: "bug",
+        1: "NaN",
+        2: "OOM",
         3: "killed",
         4: "killed",
         5: "killed",
-        6: None,
+        6: "data",
+        7: None,
     }
     assert found[0].error == "RuntimeError: this trial was told to fail"
     assert found[3].error == "the worker was killed by SIGABRT"
     assert found[4].error == "the worker ended with exit code 3"
     assert found[5].error == "the worker was killed by SIGKILL"
-    assert all(len(found[number].epochs) == 1 for number in range(6)), "epochs before the failure are kept"
-    assert found[6].state == "complete"
-    for number in (0, 1, 2):
+    assert all(len(found[number].epochs) == 1 for number in range(7)), "epochs before the failure are kept"
+    assert found[7].state == "complete"
+    for number in (0, 1, 2, 6):
         assert read_result(tmp_path / f"{number:04d}") == found[number]
     for number in (3, 4, 5):
         assert read_result(tmp_path / f"{number:04d}") is None, "a killed trial is not finished"
 
 
 def test_a_trial_that_hangs_is_stopped_at_its_time_limit(tmp_path: Path) -> None:
-    with WorkerPool(ToyBackend(failures=failing(hang=0)), trial_timeout=0.5) as pool:
+    with WorkerPool(ToyBackend(failures=failing(hang=0)), bounds=Bounds(trial_seconds=0.5)) as pool:
         pool.submit(job(0, tmp_path))
         result = results(until_finished(pool))[0]
-        assert (result.cause, result.error) == ("timeout", "the trial took longer than 0.5 s and was stopped")
+        assert (result.cause, result.error) == ("time-out", "the trial took longer than 0.5 s and was stopped")
         assert result.seconds >= 0.5
+        pool.submit(job(1, tmp_path))
+        assert results(until_finished(pool))[1].state == "complete"
+
+
+def test_a_worker_that_makes_no_progress_is_replaced(tmp_path: Path) -> None:
+    with WorkerPool(ToyBackend(failures=failing(hang=0)), bounds=Bounds(silence_seconds=0.05)) as pool:
+        pool.submit(job(0, tmp_path))
+        result = results(until_finished(pool))[0]
+        assert result.cause == "hang" and re.fullmatch(
+            r"the trial made no progress for [\d.]+ s and was stopped", result.error or ""
+        )
+        assert len(result.epochs) == 1
+        pool.submit(job(1, tmp_path))
+        assert results(until_finished(pool))[1].state == "complete"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="memory is counted otherwise")
+def test_a_worker_that_holds_too_much_memory_is_replaced(tmp_path: Path) -> None:
+    with WorkerPool(ToyBackend(failures=failing(swell=0)), bounds=Bounds(memory_bytes=300 << 20)) as pool:
+        pool.submit(job(0, tmp_path))
+        result = results(until_finished(pool))[0]
+        assert result.cause == "memory" and re.fullmatch(
+            r"the worker held \d+ MiB of memory, over --worker-memory 300 MiB", result.error or ""
+        )
         pool.submit(job(1, tmp_path))
         assert results(until_finished(pool))[1].state == "complete"
 
@@ -120,7 +148,7 @@ def test_a_worker_that_dies_between_trials_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_workers_leave_signals_to_the_supervisor(tmp_path: Path) -> None:
-    with WorkerPool(ToyBackend(failures=failing(hang=0)), trial_timeout=5) as pool:
+    with WorkerPool(ToyBackend(failures=failing(hang=0)), bounds=Bounds(trial_seconds=5)) as pool:
         pool.submit(job(0, tmp_path))
         while not any(isinstance(event, Progress) for event in pool.wait(PATIENCE)):
             pass
@@ -128,7 +156,7 @@ def test_workers_leave_signals_to_the_supervisor(tmp_path: Path) -> None:
         assert child.pid is not None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(child.pid, number)
-        assert results(until_finished(pool))[0].cause == "timeout"
+        assert results(until_finished(pool))[0].cause == "time-out"
 
 
 def test_a_backend_that_does_not_open_raises_its_own_error(tmp_path: Path) -> None:
@@ -159,6 +187,61 @@ def test_any_other_error_at_opening_is_told_in_one_line() -> None:
     with WorkerPool(Defective()) as pool, pytest.raises(AutopeftError) as raised:
         pool.wait(PATIENCE)
     assert str(raised.value) == "the worker could not start: LookupError: internal"
+
+
+class Telling(ToyTrainer):
+    def __init__(self, backend: "Undecided") -> None:
+        super().__init__(backend)
+        self._decided = backend.decided
+
+    @property
+    def facts(self) -> Mapping[str, int]:
+        return {"decided": self._decided or 0}
+
+
+@dataclass(frozen=True)
+class Undecided(ToyBackend):
+    """Has something to be measured: the number of the process that does."""
+
+    decided: int | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.decided is not None
+
+    def settle(self, worker: int = 0) -> Mapping[str, int]:
+        return {"decided": os.getpid()}
+
+    def settled(self, choices: Mapping[str, object]) -> "Undecided":
+        return replace(self, decided=choices["decided"])  # type: ignore[arg-type]
+
+    def open(self, worker: int = 0) -> ToyTrainer:
+        return Telling(self)
+
+
+def test_what_has_to_be_measured_is_measured_by_one_worker_for_all() -> None:
+    with WorkerPool(Undecided(), n_workers=3) as pool:
+        events: list[PoolEvent] = []
+        while sum(isinstance(event, Ready) for event in events) < 3:
+            events += pool.wait(PATIENCE)
+    chosen, *ready = events
+    assert isinstance(chosen, Chosen)
+    assert [event.facts for event in ready if isinstance(event, Ready)] == [chosen.choices] * 3
+
+
+@dataclass(frozen=True)
+class Endless(ToyBackend):
+    def open(self, worker: int = 0) -> ToyTrainer:
+        threading.Event().wait()
+        return ToyTrainer(self)
+
+
+def test_a_backend_that_does_not_fit_into_the_memory_of_a_worker_is_a_problem_of_the_environment() -> None:
+    with (
+        WorkerPool(Endless(), bounds=Bounds(memory_bytes=1 << 20)) as pool,
+        pytest.raises(EnvironmentProblem, match=r"a worker held .* over --worker-memory 1 MiB before it was ready"),
+    ):
+        pool.wait(PATIENCE)
 
 
 def test_a_worker_that_dies_at_opening_is_a_problem_of_the_environment() -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autopeft.engine.classifier import ADAPTER_FILES, SharedClassifier
 from autopeft.engine.pool import Finished, WorkerPool
+from autopeft.engine.shared_model import ADAPTER_FILES, SharedModel
 from autopeft.engine.training import TransformerTrainer, parameter_groups, rate_at, training_of
 from autopeft.engine.trial import EpochRecord, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import TrialDone, run_trial
@@ -56,7 +56,7 @@ def trainer(opened: TransformerTrainer) -> Iterator[TransformerTrainer]:
     assert_same(before, state(opened))
 
 
-def shared(trainer: TransformerTrainer) -> SharedClassifier:
+def shared(trainer: TransformerTrainer) -> SharedModel:
     return trainer._base
 
 
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bert: Path, tmp_path: 
     trainer = replace(made, data=data).open()
     before = state(trainer)
     done = run(trainer, job(tmp_path))
-    assert (done.result.cause, done.result.epochs) == ("not finite", ())
+    assert (done.result.cause, done.result.epochs) == ("NaN", ())
     assert done.result.error == "NotFiniteError: the loss is inf at step 1; is the learning rate too high?"
     assert done.usable
     assert read_result(tmp_path) == done.result
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bert: Path, tmp_path: 
 def test_a_trial_that_cannot_be_built_leaves_no_trace(trainer: TransformerTrainer, tmp_path: Path) -> None:
     nowhere = Architecture.of([place("encoder", 0, "attn.q", "lora", 4), place("encoder", 9, "attn.q", "lora", 4)])
     done = run(trainer, job(tmp_path, nowhere))
-    assert done.result.cause == "exception" and "encoder layer 9" in (done.result.error or "")
+    assert done.result.cause == "bug" and "encoder layer 9" in (done.result.error or "")
     assert run(trainer, job(tmp_path)).result.state == "complete"
 
 
@@ -219,7 +219,7 @@ def test_a_failure_in_the_middle_leaves_no_trace(trainer: TransformerTrainer, tm
         raise MemoryError
 
     done = run_trial(trainer, job(tmp_path), interrupted)
-    assert (done.result.cause, done.usable) == ("out of memory", False)
+    assert (done.result.cause, done.usable) == ("OOM", False)
 
 
 def test_training_stops_when_patience_is_over(trainer: TransformerTrainer, tmp_path: Path) -> None:

@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 
 from autopeft.engine.toy import ToyBackend
+from autopeft.engine.watch import Bounds
 from autopeft.errors import FailurePolicyError, StudyBusyError, StudyMismatchError
 from autopeft.space.search_space import SearchSpace
 from autopeft.space.spec import SpaceSpec
 from autopeft.study.events import read
 from autopeft.study.lock import RunLock
-from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded
+from autopeft.study.progress import EpochEnded, TrialBegan, TrialEnded, WorkerReady
 from autopeft.study.reader import read_study
 from autopeft.study.record import StudyView, pareto_front
 from autopeft.study.search import search
+from tests.engine.test_pool import Undecided
 from tests.study.toy_search import ANATOMY, toy_plan
 
 
@@ -110,19 +112,31 @@ def test_a_result_that_was_not_recorded_is_taken_from_its_file(tmp_path):
     check_invariants(run, done + 1)
 
 
-@pytest.mark.parametrize("failure", ["raise", "nan", "exit"])
+@pytest.mark.parametrize("failure", ["raise", "nan", "exit", "hang"])
 def test_a_failed_trial_is_kept_with_its_cause_and_the_search_goes_on(tmp_path, failure):
     run = tmp_path / "run"
-    outcome = search(toy_plan(run, 4, ToyBackend(failures={1: failure})))
+    bounds = Bounds(silence_seconds=0.05)
+    outcome = search(toy_plan(run, 4, ToyBackend(failures={1: failure}), bounds=bounds))
     view = check_invariants(run, 4)
     assert view.trials[1].state == "failed"
-    assert view.trials[1].result.cause == {"raise": "exception", "nan": "not finite", "exit": "killed"}[failure]
+    assert view.trials[1].result.cause == {"raise": "bug", "nan": "NaN", "exit": "killed", "hang": "hang"}[failure]
     assert outcome.reason == "trials"
-    if failure == "exit":
+    if failure in ("exit", "hang"):
         assert view.trials[2].retry_of == 1
         assert view.trials[2].architecture == view.trials[1].architecture
     else:
         assert view.trials[1].architecture.id not in {t.architecture.id for t in view.trials if t.number != 1}
+
+
+def test_what_was_measured_once_holds_for_all_sessions_of_the_study(tmp_path):
+    run = tmp_path / "run"
+    search(toy_plan(run, 1, Undecided()))
+    measured = read_study(run).summary["settled"]
+    ready = []
+    view = search(toy_plan(run, 3, Undecided()), ready.append).view
+    assert view.summary["settled"] == measured
+    facts = [event.facts for event in ready if isinstance(event, WorkerReady)]
+    assert facts == [(("decided", str(measured["decided"])),)]
 
 
 def test_a_worker_that_dies_twice_on_a_trial_is_not_tried_a_third_time(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autopeft.engine.toy import ToyBackend
+from autopeft.engine.watch import DEFAULT_BOUNDS, Bounds
 from autopeft.samplers import SAMPLERS
 from autopeft.space.budget import ParameterBudget
 from autopeft.space.search_space import SearchSpace
@@ -28,6 +29,7 @@ def toy_plan(
     n_trials: int,
     backend: ToyBackend | None = None,
     environ: Mapping[str, str] | None = None,
+    bounds: Bounds = DEFAULT_BOUNDS,
     **given: object,
 ) -> Plan:
     settings = resolve_settings({"budget": "0.5%", "space": "lora", "run": str(run), **given}, environ=environ or {})
@@ -55,7 +57,7 @@ def toy_plan(
         budget=budget,
         n_trials=n_trials,
         seconds=None,
-        trial_timeout=None,
+        bounds=bounds,
         n_workers=settings.workers or 1,
     )
 

@@ -16,6 +16,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
+from autopeft.engine.precision import DTYPES, can_bfloat16
+from autopeft.engine.problems import Problem
 from autopeft.errors import AutopeftError, ModelError
 from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
 from autopeft.hybrid.layers import HybridLayer
@@ -29,17 +31,16 @@ from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _UNFINISHED = ".unfinished"
 
-Problem = Literal["classification", "regression"]
-
 
 @dataclass
-class SharedClassifier:
+class SharedModel:
     """A model that never changes, but while `adapted` or `loaded` lends it out."""
 
     model: Any
     tokenizer: Any
     head: tuple[str, ...]
     """Names of the modules that are trained and saved whole."""
+    problem: Problem
     device: torch.device
     dtype: torch.dtype
     site_map: SiteMap = NO_SITE_MAP
@@ -57,22 +58,21 @@ class SharedClassifier:
         name: str,
         revision: str | None,
         *,
-        n_outputs: int,
         problem: Problem,
         device: torch.device,
         dtype: torch.dtype,
         site_map: SiteMap = NO_SITE_MAP,
-    ) -> "SharedClassifier":
+    ) -> "SharedModel":
         """The model in eval mode on `device`, its frozen weights in `dtype` and its head in float32.
 
         Raises:
-            ModelError: it cannot be found or read, has no variant with a sequence head, or lacks weights, or the map
+            ModelError: it cannot be found or read, has no variant for the problem, or lacks weights, or the map
                 does not fit.
             EnvironmentProblem: the Python package that holds it is not installed.
         """
         folder = find_model(name, revision)
         tokenizer = load_tokenizer(name, folder)
-        model, absent = _load_model(name, folder, n_outputs, problem, dtype)
+        model, absent = _load_model(name, folder, problem, dtype)
         model.config.pad_token_id = tokenizer.pad_token_id
         for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
             config.use_cache = False
@@ -81,7 +81,7 @@ class SharedClassifier:
         head = _head_names(name, model, absent)
         for part in head:
             model.get_submodule(part).float()
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, device, dtype, site_map)
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
 
     @property
     def max_tokens(self) -> int:
@@ -109,7 +109,7 @@ class SharedClassifier:
                 _draw(self.model.get_submodule(part), float(getattr(self.model.config, "initializer_range", 0.02)))
             config = HybridConfig(
                 architecture=architecture,
-                task_type="SEQ_CLS",
+                task_type=self.problem.task_type,
                 dropout=dropout,
                 modules_to_save=list(self.head),
                 base_fingerprint=self.anatomy.fingerprint,
@@ -187,42 +187,32 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     sync_folder(folder)
 
 
-def choose_device(worker: int) -> torch.device:
-    """A GPU for each worker in turn, where there are any."""
-    n = torch.cuda.device_count()
-    return torch.device("cuda", worker % n) if n else torch.device("cpu")
-
-
-def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
-    """What the frozen model computes in. Many CPUs are far slower in bfloat16: `auto` never takes it there."""
+def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "tf32", "bfloat16"]) -> torch.dtype:
+    """What the frozen model is kept in. `auto`, where nothing was measured: bfloat16 on GPUs that have it."""
     if precision == "auto":
-        fits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fits else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        return torch.bfloat16 if device.type == "cuda" and can_bfloat16(device) else torch.float32
+    return DTYPES[precision]
 
 
-def _load_model(
-    name: str, folder: Path, n_outputs: int, problem: Problem, dtype: torch.dtype
-) -> tuple[Any, frozenset[str]]:
+def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -> tuple[Any, frozenset[str]]:
     """The model, and the names of the weights that the checkpoint does not have."""
-    from transformers import AutoModelForSequenceClassification as Auto
+    import transformers
     from transformers.utils import logging
 
-    config = read_config(name, folder)
-    if type(config) not in Auto._model_mapping:
-        raise ModelError(f"{name}: transformers has no {config.model_type} model with a head for whole texts")
-    config.num_labels = n_outputs
-    config.problem_type = "regression" if problem == "regression" else "single_label_classification"
+    config, auto = read_config(name, folder), getattr(transformers, problem.auto)
+    if type(config) not in auto._model_mapping:
+        raise ModelError(f"{name}: transformers has no {config.model_type} model for {problem.name} ({problem.auto})")
+    problem.configure(config)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, report = Auto.from_pretrained(
+            model, report = auto.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=dtype,
-                attn_implementation="sdpa" if Auto._model_mapping[type(config)]._supports_sdpa else "eager",
+                attn_implementation="sdpa" if auto._model_mapping[type(config)]._supports_sdpa else "eager",
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,

@@ -1,0 +1,196 @@
+"""Watching workers from outside: how long a trial takes, how long it makes no progress, how much memory it holds.
+
+A worker that hangs is told from one that works slowly by what workers did before. Only time in which the supervisor was
+awake to listen counts: after a laptop has slept, or all processes were stopped, nobody is blamed for it.
+
+Memory is polled from here and not limited with `setrlimit`: RLIMIT_AS counts address space, of which CUDA and mapped
+files take far more than memory, and Linux does not enforce RLIMIT_RSS. What counts is what the process itself holds,
+without pages of files, such as those of the shared cache, which the kernel can take back.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from autopeft.engine.causes import Cause
+from autopeft.engine.memory import amount
+
+TICK_SECONDS = 0.5
+"""Between looks at what sends no message."""
+FIRST_BEATS = 3
+"""Batches of an order before its silence is compared with others: around the first ones, libraries prepare things."""
+PATIENCE_AT_FIRST = 6
+"""Times the least patience, until there are that many."""
+PATIENCE = 20
+"""Times the longest silence of a worker that went on."""
+_LONGEST_NAP = 5.0
+"""Seconds between two looks that count as awake."""
+_EVIDENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """None: no bound."""
+
+    trial_seconds: float | None = None
+    silence_seconds: float | None = 300.0
+    """The least that counts as a hang."""
+    memory_bytes: int | None = None
+
+
+DEFAULT_BOUNDS = Bounds()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a worker is ended, or has been."""
+
+    cause: Cause
+    what: str
+    """Of the trial or the worker: `took longer than 5 s`."""
+
+
+@dataclass
+class _Order:
+    since: float
+    """By the plain clock."""
+    heard: float
+    """When it was last heard of, by the clock of the supervisor's waking hours."""
+    beats: int = 0
+
+
+class Watch:
+    """What is known of all workers of a pool, by their numbers."""
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        clock: Callable[[], float] = time.monotonic,
+        held_bytes: Callable[[int], int] | None = None,
+        kernel_kills: Callable[[], int] | None = None,
+    ) -> None:
+        self._bounds, self._clock = bounds, clock
+        self._held_bytes = held_bytes or process_bytes
+        self._kernel_kills = kernel_kills or count_kernel_kills
+        self._orders: dict[int, _Order] = {}
+        self._longest = 0.0
+        """The longest silence that ended."""
+        self._awake, self._looked = 0.0, clock()
+        self._kills: deque[tuple[float, int]] = deque()
+
+    @property
+    def tick(self) -> float | None:
+        """Seconds between looks; None where there is nothing to look for."""
+        least = self._bounds.silence_seconds
+        if least is None and self._bounds.memory_bytes is None:
+            return None
+        return TICK_SECONDS if least is None else min(TICK_SECONDS, least)
+
+    def begins(self, worker: int) -> None:
+        """The worker has an order and could begin with it."""
+        self._orders[worker] = _Order(self._clock(), self._now())
+
+    def hears(self, worker: int, beats: int = 1, silence: float = 0.0) -> None:
+        """The worker has gone on: so many batches, at most `silence` seconds between two."""
+        self._longest = max(self._longest, silence)
+        if (order := self._orders.get(worker)) is not None:
+            order.heard = self._now()
+            order.beats += beats
+
+    def ends(self, worker: int) -> None:
+        self._orders.pop(worker, None)
+
+    def look(self) -> None:
+        """To be called at least once a tick, and often enough that no sleep of the machine counts as time awake."""
+        self._now()
+        now = self._clock()
+        self._kills.append((now, self._kernel_kills()))
+        while len(self._kills) > 1 and self._kills[1][0] <= now - _EVIDENCE_SECONDS:
+            self._kills.popleft()
+
+    def seconds_left(self, worker: int) -> float | None:
+        """Until the order is late; None where it never is."""
+        order, most = self._orders.get(worker), self._bounds.trial_seconds
+        return None if order is None or most is None else max(0.0, order.since + most - self._clock())
+
+    def judge(self, worker: int, pid: int) -> Verdict | None:
+        """Why the worker is to be ended; None if it is not. Its messages must have been read before."""
+        most = self._bounds.memory_bytes
+        if most is not None and (held := self._held_bytes(pid)) > most:
+            return Verdict("memory", f"held {amount(held)} of memory, over --worker-memory {amount(most)}")
+        if (order := self._orders.get(worker)) is None:
+            return None
+        if self.seconds_left(worker) == 0:
+            return Verdict("time-out", f"took longer than {self._bounds.trial_seconds:g} s")
+        silence = self._now() - order.heard
+        if self._bounds.silence_seconds is not None and silence > self.patience(order.beats):
+            return Verdict("hang", f"made no progress for {silence:.3g} s")
+        return None
+
+    def patience(self, beats: int) -> float:
+        """Seconds of silence after which an order counts as hung that has had so many batches."""
+        least = self._bounds.silence_seconds
+        assert least is not None
+        return max(least * (1 if beats >= FIRST_BEATS else PATIENCE_AT_FIRST), PATIENCE * self._longest)
+
+    def of_kernel(self) -> Verdict | None:
+        """Of a worker that SIGKILL has ended and nobody here has sent: whether the kernel did, for want of memory."""
+        self.look()
+        if self._kills[-1][1] <= self._kills[0][1]:
+            return None
+        return Verdict("memory", "was killed by the kernel, which was out of memory")
+
+    def _now(self) -> float:
+        """Seconds that this process was awake for since the watch began."""
+        now = self._clock()
+        self._awake += min(now - self._looked, _LONGEST_NAP)
+        self._looked = now
+        return self._awake
+
+
+def process_bytes(pid: int) -> int:
+    """Memory that the process holds, without pages of files where the system tells them apart; 0 if it is gone."""
+    try:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return int(memory.rss) - int(getattr(memory, "shared", 0))
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def count_kernel_kills() -> int:
+    """Processes that the kernel has ended for want of memory: in our control group, else on the machine, else 0."""
+    for file in (*_own_counters(), Path("/proc/vmstat")):
+        try:
+            lines = file.read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):
+            continue
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if name == "oom_kill" and value.isdigit():
+                return int(value)
+    return 0
+
+
+def _own_counters() -> list[Path]:
+    """Of this process' control group, in version 2 and in version 1, as a container sees them or the machine does."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    files = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        place = path.lstrip("/")
+        if controllers == "":
+            files += [_CGROUPS / place / "memory.events", _CGROUPS / "memory.events"]
+        elif "memory" in controllers.split(","):
+            files += [_CGROUPS / "memory" / place / "memory.oom_control", _CGROUPS / "memory" / "memory.oom_control"]
+    return files
