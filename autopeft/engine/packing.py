@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
 from autopeft.engine.fitting import Answer, Fitting, Learn, Score, Wanted
 from autopeft.engine.packed import PackedModel
+from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.reuse import FrozenPartReuse, Plan
 from autopeft.engine.shared_model import SharedModel, save_adapter
 from autopeft.engine.training import TransformerTrainer, parameter_groups, trained_of, training_of
@@ -95,14 +96,16 @@ class PackedTrials:
         self,
         job: TrialJob,
         on_epoch: Callable[[EpochRecord], None],
+        beat: Beat = no_beat,
         on_step: Callable[[Tensor], None] = lambda loss: None,
     ) -> None:
-        """Let a trial join.
+        """Let a trial join; `beat` is called with every batch of any trial, until another one joins.
 
         Raises:
             As `TransformerTrainer.train`, of what it raises before the first step.
         """
         start = time.monotonic()
+        self._trainer.follow(beat)
         spec = training_of(self._trainer.recipe, job)
         self._install(None)
         with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:

@@ -169,6 +169,10 @@ class TransformerTrainer:
     def recipe(self) -> TrialRecipe:
         return self._recipe
 
+    def follow(self, beat: Beat) -> None:
+        """Call `beat` with every batch from now on."""
+        self._beat = beat
+
     def together(self) -> "PackedTrials":
         """Trials that share the model and what it computes, none yet."""
         from autopeft.engine.packing import PackedTrials

@@ -225,8 +225,29 @@ class Trainer(Protocol):
         """
         ...
 
+    def together(self) -> "TrialsTogether":
+        """Trials that are trained at the same time, none yet."""
+        ...
+
     def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """Score the weights that `train` left in `job.folder` on `split`."""
+        ...
+
+
+class TrialsTogether(Protocol):
+    """Trials that one worker has in work at the same time; see `Trainer.together`."""
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Their numbers."""
+        ...
+
+    def begin(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> None:
+        """Let a trial join; it raises what `Trainer.train` raises before the first step."""
+        ...
+
+    def advance(self) -> list[Ended]:
+        """Carry all on by a step; those that have ended, with their weights in their folders."""
         ...
 
 

@@ -56,8 +56,8 @@ class Verdict:
 
 @dataclass
 class _Order:
-    since: float
-    """By the plain clock."""
+    since: dict[int, float]
+    """When each trial began, by the plain clock."""
     heard: float
     """When it was last heard of, by the clock of the supervisor's waking hours."""
     beats: int = 0
@@ -90,9 +90,10 @@ class Watch:
             return None
         return TICK_SECONDS if least is None else min(TICK_SECONDS, least)
 
-    def begins(self, worker: int) -> None:
-        """The worker has an order and could begin with it."""
-        self._orders[worker] = _Order(self._clock(), self._now())
+    def begins(self, worker: int, number: int = 0) -> None:
+        """The worker has an order and could begin with it; others about other trials may be in work."""
+        since = self._orders[worker].since if worker in self._orders else {}
+        self._orders[worker] = _Order({**since, number: self._clock()}, self._now())
 
     def hears(self, worker: int, beats: int = 1, silence: float = 0.0) -> None:
         """The worker has gone on: so many batches, at most `silence` seconds between two."""
@@ -101,8 +102,19 @@ class Watch:
             order.heard = self._now()
             order.beats += beats
 
-    def ends(self, worker: int) -> None:
-        self._orders.pop(worker, None)
+    def ends(self, worker: int, number: int | None = None) -> None:
+        """The order about a trial is done; None: all of them are."""
+        if (order := self._orders.get(worker)) is not None:
+            order.since.pop(number, None) if number is not None else order.since.clear()
+            if not order.since:
+                del self._orders[worker]
+
+    def is_late(self, worker: int, number: int) -> bool:
+        """Whether a trial took longer than it may."""
+        order, most = self._orders.get(worker), self._bounds.trial_seconds
+        if order is None or most is None or number not in order.since:
+            return False
+        return order.since[number] + most <= self._clock()
 
     def look(self) -> None:
         """To be called at least once a tick, and often enough that no sleep of the machine counts as time awake."""
@@ -115,7 +127,9 @@ class Watch:
     def seconds_left(self, worker: int) -> float | None:
         """Until the order is late; None where it never is."""
         order, most = self._orders.get(worker), self._bounds.trial_seconds
-        return None if order is None or most is None else max(0.0, order.since + most - self._clock())
+        if order is None or most is None:
+            return None
+        return max(0.0, min(order.since.values()) + most - self._clock())
 
     def judge(self, worker: int, pid: int) -> Verdict | None:
         """Why the worker is to be ended; None if it is not. Its messages must have been read before."""

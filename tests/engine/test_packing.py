@@ -54,7 +54,7 @@ def train_together(
         while left and len(pack.running) < size:
             job = left.pop(0)
             told = [] if losses is None else losses.setdefault(job.number, [])
-            pack.begin(job, lambda record: None, lambda loss, told=told: told.append(float(loss)))
+            pack.begin(job, lambda record: None, on_step=lambda loss, told=told: told.append(float(loss)))
         seen.append((pack.running, len(left)))
         for job, outcome in pack.advance():
             results[job.number] = outcome
