@@ -299,7 +299,7 @@ class WorkerPool:
                 error = f"the evaluation of trial {number} on {order.split}: the worker {verdict.what}"
                 self._evaluations[worker] = AutopeftError(error)
                 continue
-            is_bystander = verdict.cause == "time-out" and not self._watch.is_late(worker.index, number)
+            is_bystander = bool(verdict.trials) and number not in verdict.trials
             cause: Cause = "killed" if is_bystander else verdict.cause
             of_trial = cause in ("time-out", "hang")
             error = f"the trial {verdict.what} and was stopped" if of_trial else f"the worker {verdict.what}"

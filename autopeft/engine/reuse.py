@@ -45,6 +45,8 @@ class CacheMemory:
     """Of the files that these workers share; None: each has its own memory."""
     half: bool = False
     """Store 16 bits a number: twice as much fits, and results are as in the fourth digit."""
+    n_trials: int = 1
+    """Of one worker at the same time, which share what it has."""
 
     @property
     def text(self) -> str:
@@ -56,13 +58,13 @@ class CacheMemory:
 
     def cache(self, splits: Mapping[str, TokenisedSplit], device: torch.device) -> ActivationCache:
         """An empty cache, on a GPU in its own memory: at most a quarter of it."""
-        dtype = torch.float16 if self.half else None
+        dtype, share = torch.float16 if self.half else None, self.n_bytes // self.n_trials
         if device.type == "cuda":
             n = min(self.n_bytes, torch.cuda.get_device_properties(device).total_memory // 4)
-            return ActivationCache(splits, MemoryStore(device), n, n, dtype)
+            return ActivationCache(splits, MemoryStore(device), n // self.n_trials, n, dtype)
         if self.folder is None or not self.n_bytes:
-            return ActivationCache(splits, MemoryStore(device), self.n_bytes, self.n_bytes, dtype)
-        return ActivationCache(splits, FileStore(self.folder), self.n_bytes, self.n_bytes * self.n_workers, dtype)
+            return ActivationCache(splits, MemoryStore(device), share, self.n_bytes, dtype)
+        return ActivationCache(splits, FileStore(self.folder), share, self.n_bytes * self.n_workers, dtype)
 
 
 DEFAULT_CACHE = CacheMemory()

@@ -52,6 +52,8 @@ class Verdict:
     cause: Cause
     what: str
     """Of the trial or the worker: `took longer than 5 s`."""
+    trials: frozenset[int] = frozenset()
+    """Those that it is about, of several in work; empty: all of them."""
 
 
 @dataclass
@@ -109,13 +111,6 @@ class Watch:
             if not order.since:
                 del self._orders[worker]
 
-    def is_late(self, worker: int, number: int) -> bool:
-        """Whether a trial took longer than it may."""
-        order, most = self._orders.get(worker), self._bounds.trial_seconds
-        if order is None or most is None or number not in order.since:
-            return False
-        return order.since[number] + most <= self._clock()
-
     def look(self) -> None:
         """To be called at least once a tick, and often enough that no sleep of the machine counts as time awake."""
         self._now()
@@ -139,7 +134,9 @@ class Watch:
         if (order := self._orders.get(worker)) is None:
             return None
         if self.seconds_left(worker) == 0:
-            return Verdict("time-out", f"took longer than {self._bounds.trial_seconds:g} s")
+            seconds, now = self._bounds.trial_seconds or 0.0, self._clock()
+            late = frozenset(number for number, since in order.since.items() if since + seconds <= now)
+            return Verdict("time-out", f"took longer than {seconds:g} s", late)
         silence = self._now() - order.heard
         if self._bounds.silence_seconds is not None and silence > self.patience(order.beats):
             return Verdict("hang", f"made no progress for {silence:.3g} s")

@@ -33,6 +33,7 @@ from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
+from autopeft.study.packs import trials_together
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
@@ -115,8 +116,15 @@ def make_plan(settings: SearchSettings) -> Plan:
         facts=facts,
     )
     n_workers = settings.workers or default_workers(task.anatomy.n_parameters, settings.device)
+    n_pack = settings.pack
+    if n_pack == "auto":
+        n_pack = trials_together(task.anatomy, recipe.training, task.data, settings.device)
     memory = CacheMemory(
-        cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
+        cache // n_workers,
+        n_workers,
+        cache_folder(run) if n_workers > 1 else None,
+        settings.cache_dtype == "float16",
+        n_pack,
     )
     resolved = settings.model_copy(
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
@@ -148,6 +156,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         seconds=seconds,
         bounds=bounds,
         n_workers=n_workers,
+        n_pack=n_pack,
         files=tuple(files),
         context=context_of(task),
         facts=_facts(task) + limit_facts(space, limits) + _pruner_facts(halving, recipe),
