@@ -191,6 +191,7 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
     if trial.result.training_memory_bytes is not None:
         measured.append(f"{trial.result.training_memory_bytes / 1e6:,.0f} MB in training")
     name = f" ({trial.baseline})" if trial.baseline else ""
+    parts = f"; batches in parts of {trial.result.micro_batch_size}" if trial.result.micro_batch_size else ""
     return [
         f"trial {trial.number:<5} {metric} {trial.score:.4f} on validation, place {place} of {complete}{name}",
         unseen,
@@ -198,7 +199,7 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
         f"budget; {trial.result.trained:,} trained; head {trial.result.head:,} apart",
         "layers      " + "; ".join(layer_map(trial.architecture)),
         f"training    {training or 'as in the recipe'}; best epoch {trial.result.best_epoch} of "
-        f"{len(trial.result.epochs)}; {trial.result.seconds:.1f} s",
+        f"{len(trial.result.epochs)}; {trial.result.seconds:.1f} s{parts}",
         *([f"measured    {'; '.join(measured)}"] if measured else []),
     ]
 

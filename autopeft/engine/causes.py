@@ -7,7 +7,7 @@ Cause = Literal["OOM", "NaN", "data", "bug", "time-out", "hang", "memory", "kill
 OVER_A_LIMIT: Cause = "over a limit"
 
 CAUSES: Mapping[Cause, str] = {
-    "OOM": "a step did not fit into the device's memory",
+    "OOM": "a step did not fit into the memory, not even row by row",
     "NaN": "a loss or a metric was NaN or infinite",
     "data": "the data did not fit the model or the metric",
     "bug": "any other exception",

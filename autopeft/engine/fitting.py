@@ -59,7 +59,7 @@ def alone(fitting: Fitting[R], forward: Callable[[str, Batch], Tensor], let_drop
     """Carry a training through; `let_drop` switches the dropout of adapters on and off.
 
     Raises:
-        Exception: whatever the training does not handle.
+        Exception: whatever the training does not handle; what a pass raises is raised within it.
     """
     answer: Answer = None
     drops = False

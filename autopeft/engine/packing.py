@@ -2,9 +2,10 @@
 
 A trial has its own first weights, order of batches, optimiser, schedule, clipping, evaluation and end, as if it were
 alone (`autopeft.engine.fitting`); only the forward and the backward pass are common. One that ends makes room at once.
-What it gives does not hang on its company, but for the last bits of its numbers. Three sorts run beside the others and
-not with them: trials with dropout, which draw random numbers of their own; with prompts, which make the sequence
-longer; and those whose head reads another token of the last layer.
+What it gives does not hang on its company, but for the last bits of its numbers. Some run beside the others and not
+with them: trials with dropout, which draw random numbers of their own; with prompts, which make the sequence longer;
+those whose head reads another token of the last layer; all trials of a model whose rows mix (int8); and those of a
+common step that failed, or did not fit into the memory, so that only the one to blame fails.
 """
 
 import gc
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
 from autopeft.engine.fitting import Answer, Fitting, Learn, Score, Wanted
+from autopeft.engine.micro_batches import StepTooLargeError, told_once
 from autopeft.engine.packed import PackedModel
 from autopeft.engine.pulse import Beat, no_beat
-from autopeft.engine.reuse import FrozenPartReuse, Plan
+from autopeft.engine.recipe import TrainingSpec
+from autopeft.engine.reuse import FrozenPartReuse, NoReuse, Plan
 from autopeft.engine.shared_model import SharedModel, save_adapter
 from autopeft.engine.training import TransformerTrainer, parameter_groups, trained_of, training_of
 from autopeft.engine.trial import Ended, EpochRecord, TrialJob
@@ -43,11 +46,16 @@ class _Trial:
     fitting: Fitting[tuple[EpochRecord | None, list[EpochRecord]]]
     start: float
     measured: tuple[float | None, int | None]
+    spec: TrainingSpec
+    rows: int
+    """That it goes through at a time."""
+    again: Callable[[], None]
+    """Begins the trial anew."""
     random: "_RandomNumbers | None"
     """Those that it draws; None where it draws none."""
     wanted: Wanted = field(init=False)
     is_apart: bool = False
-    """Whether it runs on its own because a common pass has failed."""
+    """Whether it runs on its own because a common pass has failed, or rows would mix."""
 
     @property
     def company(self) -> Hashable:
@@ -69,7 +77,7 @@ class PackedTrials:
         self,
         trainer: TransformerTrainer,
         base: SharedModel,
-        reuse: FrozenPartReuse,
+        reuse: FrozenPartReuse | NoReuse,
         splits: Mapping[str, TokenisedSplit],
         forward: Callable[[Any, Batch], Tensor],
         eval_batch_size: int,
@@ -104,12 +112,22 @@ class PackedTrials:
         Raises:
             As `TransformerTrainer.train`, of what it raises before the first step.
         """
-        start = time.monotonic()
         self._trainer.follow(beat)
+        self._begin(job, told_once(on_epoch, lambda record: record.epoch), on_step, time.monotonic())
+
+    def _begin(
+        self,
+        job: TrialJob,
+        on_epoch: Callable[[EpochRecord], None],
+        on_step: Callable[[Tensor], None],
+        start: float,
+        is_apart: bool = False,
+    ) -> None:
         spec = training_of(self._trainer.recipe, job)
+        rows = self._trainer.memory_fit.rows(spec.batch_size)
         self._install(None)
         with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-            measured = self._trainer.gauge(adapted, spec)
+            measured = self._trainer.gauge(adapted, spec, rows)
             forward = partial(self._forward, adapted)
             plan = self._reuse.plan(job.architecture, forward)
             self._reuse.provide(plan, forward, [kept for trial in self._trials for kept in trial.plan.kept])
@@ -117,8 +135,10 @@ class PackedTrials:
             adapter = detached(self._base.model)
             random = _RandomNumbers(self._base.device) if spec.dropout else None
         lay_out(adapter)
-        fitting = self._trainer.fit(trained, groups, spec, job, start, on_epoch, on_step)
-        trial = _Trial(job, adapter, plan, trained, fitting, start, measured, random)
+        fitting = self._trainer.fit(trained, groups, spec, rows, job, start, on_epoch, on_step)
+        again = partial(self._begin, job, on_epoch, on_step, start, is_apart=True)
+        trial = _Trial(job, adapter, plan, trained, fitting, start, measured, spec, rows, again, random)
+        trial.is_apart = is_apart or isinstance(self._reuse, NoReuse)
         trial.wanted = next(fitting)
         self._trials.append(trial)
         self._trials.sort(key=lambda one: (one.depth, one.job.number))
@@ -201,9 +221,21 @@ class PackedTrials:
             trial.wanted = step()
         except StopIteration as end:
             return [(trial.job, self._end(trial, *end.value))]
+        except StepTooLargeError as error:
+            return self._with_fewer_rows(trial, error)
         except Exception as error:
             self._drop(trial)
             return [(trial.job, error)]
+        return []
+
+    def _with_fewer_rows(self, trial: _Trial, error: StepTooLargeError) -> list[Ended]:
+        """Begin a trial anew whose steps do not fit into the memory; how it ended, if they cannot."""
+        self._drop(trial)
+        try:
+            self._trainer.memory_fit.lessen(trial.rows, error)
+            trial.again()
+        except Exception as problem:
+            return [(trial.job, problem)]
         return []
 
     def _end(self, trial: _Trial, best: EpochRecord | None, records: Sequence[EpochRecord]) -> Any:
@@ -216,7 +248,8 @@ class PackedTrials:
                         for parameter, value in zip(trained_of(adapted), trial.trained, strict=True):
                             parameter.copy_(value)
                     save_adapter(adapted, trial.job.folder)
-            return self._trainer.result(trial.job, best, records, time.monotonic() - trial.start, *trial.measured)
+            seconds = time.monotonic() - trial.start
+            return self._trainer.result(trial.job, trial.spec, trial.rows, best, records, seconds, trial.measured)
         except Exception as error:
             return error
 

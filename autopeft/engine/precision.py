@@ -84,6 +84,12 @@ def allow_tf32(precision: str, device: torch.device) -> None:
     torch.set_float32_matmul_precision("high" if is_meant else "highest")
 
 
+def in_force(asked: str, dtype: torch.dtype, device: torch.device) -> str:
+    """What a model of these weights is computed in."""
+    is_tf32 = asked == "tf32" and full_precision(device) == "tf32"
+    return "tf32" if is_tf32 else str(dtype).removeprefix("torch.")
+
+
 def checked(choice: object) -> Precision:
     """A choice that a study holds.
 

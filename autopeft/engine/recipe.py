@@ -32,6 +32,9 @@ Name = Annotated[str, Field(min_length=1)]
 TextColumns = Annotated[tuple[Name, ...], BeforeValidator(_listed, json_schema_input_type=Name | tuple[Name, ...])]
 
 
+Quantisation = Literal["none", "int8", "nf4"]
+
+
 class ModelSpec(Frozen):
     """The model that is adapted."""
 
@@ -39,6 +42,8 @@ class ModelSpec(Frozen):
     """A hub id, a folder, or `package:NAME` for a model that an installed package carries."""
     revision: Name | None = None
     """Branch, tag or commit of a hub model."""
+    quantisation: Quantisation = "none"
+    """Bits of a frozen weight, by bitsandbytes: int8 (its load_in_8bit), nf4 (load_in_4bit)."""
 
 
 class SplitNames(Frozen):
@@ -119,6 +124,9 @@ class TrainingSpec(Frozen):
     """Passes over the train split, at most."""
     batch_size: int = Field(default=32, ge=1, le=65_536)
     """Examples per optimiser step."""
+    micro_batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Examples of a step at a time; left out: all, or as many as fit into the memory. Results differ by rounding alone,
+    and with `dropout` by its masks."""
     eval_batch_size: int = Field(default=128, ge=1, le=65_536)
     """Examples at a time where no gradient is needed; has no influence on results."""
     learning_rate: float = Field(default=1e-3, gt=0, le=10)
@@ -165,8 +173,9 @@ class TrainingSpec(Frozen):
         return data
 
     def content(self) -> dict[str, Any]:
-        """What a study's identity hangs on; as before there were modules with settings of their own, without any."""
-        return self.model_dump(mode="json", exclude=None if self.modules else {"modules"})
+        """What a study's identity hangs on: settings that came later only where they are used."""
+        unused = {name for name in ("modules", "micro_batch_size") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class TrialRecipe(Frozen):

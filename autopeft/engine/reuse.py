@@ -83,6 +83,30 @@ class Plan:
         return tuple(kept for one in self.stand_ins for kept in one.kept)
 
 
+@dataclass(frozen=True)
+class NoReuse:
+    """For models whose frozen part does not give the same again: each step computes all of it."""
+
+    memory: str
+    """Why, for people."""
+
+    @contextmanager
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[Callable[[str, Batch], Tensor]]:
+        yield lambda split, batch: forward(batch)
+
+    def plan(self, architecture: Architecture, forward: Forward) -> "Plan":
+        return Plan()
+
+    def provide(self, plan: "Plan", forward: Forward, others: Iterable[Kept] = ()) -> None:
+        """Nothing is kept."""
+
+    def read(self, kept: Kept, split: str, batch: Batch) -> Tensor:
+        raise KeyError(kept)
+
+    def last_layer(self, reads: Reads | None, present: Callable[[Tensor], Tensor]) -> LastLayer | None:
+        return None
+
+
 class FrozenPartReuse:
     """For the trials of one worker on one model; `splits` are those that each trial reads."""
 

@@ -18,6 +18,8 @@ from torch import nn
 from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
 from autopeft.engine.precision import DTYPES, can_bfloat16
 from autopeft.engine.problems import Problem
+from autopeft.engine.quantisation import keep_layout, loading_options
+from autopeft.engine.recipe import Quantisation
 from autopeft.errors import AutopeftError, ModelError
 from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
 from autopeft.hybrid.layers import HybridLayer
@@ -62,6 +64,7 @@ class SharedModel:
         device: torch.device,
         dtype: torch.dtype,
         site_map: SiteMap = NO_SITE_MAP,
+        quantisation: Quantisation = "none",
     ) -> "SharedModel":
         """The model in eval mode on `device`, its frozen weights in `dtype` and its head in float32.
 
@@ -72,7 +75,7 @@ class SharedModel:
         """
         folder = find_model(name, revision)
         tokenizer = load_tokenizer(name, folder)
-        model, absent = _load_model(name, folder, problem, dtype)
+        model, absent = _load_model(name, folder, problem, dtype, device, quantisation)
         model.config.pad_token_id = tokenizer.pad_token_id
         for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
             config.use_cache = False
@@ -81,7 +84,9 @@ class SharedModel:
         head = _head_names(name, model, absent)
         for part in head:
             model.get_submodule(part).float()
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
+        if quantisation == "none":
+            model.to(device)  # a quantised one is there already, and refuses to be moved
+        return cls(model.eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
 
     @property
     def max_tokens(self) -> int:
@@ -194,7 +199,9 @@ def choose_dtype(device: torch.device, precision: Literal["auto", "float32", "tf
     return DTYPES[precision]
 
 
-def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -> tuple[Any, frozenset[str]]:
+def _load_model(
+    name: str, folder: Path, problem: Problem, dtype: torch.dtype, device: torch.device, quantisation: Quantisation
+) -> tuple[Any, frozenset[str]]:
     """The model, and the names of the weights that the checkpoint does not have."""
     import transformers
     from transformers.utils import logging
@@ -205,6 +212,7 @@ def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -
     problem.configure(config)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    options = loading_options(quantisation, auto, config, dtype, device)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -218,10 +226,12 @@ def _load_model(name: str, folder: Path, problem: Problem, dtype: torch.dtype) -
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                **options,
             )
     except Exception as error:  # arbitrary files to arbitrary constructors
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{name}: the model cannot be loaded: {first[:300]}") from error
+    keep_layout(model)
     odd = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     return model, frozenset(report["missing_keys"]) | odd
 

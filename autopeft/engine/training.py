@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
 from autopeft.engine.data import TaskData
 from autopeft.engine.devices import choose_device, name_of
-from autopeft.engine.fitting import Fitting, alone, learned, scored
+from autopeft.engine.fitting import Fitting, alone, scored
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.limits import NO_LIMITS, Limits
+from autopeft.engine.micro_batches import MemoryFit, backward, told_once
 from autopeft.engine.models import load_anatomy
-from autopeft.engine.precision import allow_tf32, checked, full_precision, measure_precision
+from autopeft.engine.precision import allow_tf32, checked, in_force, measure_precision
 from autopeft.engine.pulse import Beat, no_beat
+from autopeft.engine.quantisation import is_exact_by_row
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, NoReuse
 from autopeft.engine.scoring import Judged, judge, metric_names
 from autopeft.engine.shared_model import (
     SharedModel,
@@ -47,7 +49,7 @@ from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 if TYPE_CHECKING:
     from autopeft.engine.packing import PackedTrials
 
-SHARED = ("max_length", "eval_batch_size", "precision")
+SHARED = ("max_length", "eval_batch_size", "micro_batch_size", "precision")
 """Fields of the training that all trials have in common, since they share what is made with them."""
 
 _GPU_CHECK = 16
@@ -62,7 +64,7 @@ class TransformerBackend:
     """A folder, a hub id, or `package:NAME`."""
     revision: str | None
     recipe: TrialRecipe
-    """Its model is not looked at."""
+    """Of its model only the quantisation is looked at."""
     data: TaskData
     limits: Limits = NO_LIMITS
     cache: CacheMemory = DEFAULT_CACHE
@@ -119,6 +121,7 @@ class TransformerBackend:
             device=device,
             dtype=choose_dtype(device, self.recipe.training.precision),
             site_map=self.site_map,
+            quantisation=self.recipe.model.quantisation,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
         splits = {name: base.problem.encode(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
@@ -145,25 +148,21 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
+        self.memory_fit = MemoryFit(recipe.training.micro_batch_size, recipe.training.eval_batch_size)
         self._beat = no_beat
         """Of the order in work."""
         self._problem = base.problem
         self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
         searched = {name: splits[name] for name in ("train", "validation")}
-        self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
+        self._reuse: FrozenPartReuse | NoReuse = NoReuse("off: 8-bit products hang on all rows of a batch")
+        if is_exact_by_row(recipe.model.quantisation):
+            self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
-        device = self._base.device
-        return MappingProxyType(
-            {
-                "device": name_of(device),
-                "precision": self._precision,
-                "threads": torch.get_num_threads(),
-                "cache": self._reuse.memory,
-                "train_tokens": len(self._splits["train"].tokens),
-            }
-        )
+        found: dict[str, Scalar] = {"device": name_of(self._base.device), "precision": self._precision}
+        found |= {"threads": torch.get_num_threads(), "cache": self._reuse.memory}
+        return MappingProxyType({**found, "train_tokens": len(self._splits["train"].tokens)})
 
     @property
     def recipe(self) -> TrialRecipe:
@@ -182,8 +181,7 @@ class TransformerTrainer:
 
     @property
     def _precision(self) -> str:
-        is_tf32 = self._recipe.training.precision == "tf32" and full_precision(self._base.device) == "tf32"
-        return "tf32" if is_tf32 else str(self._base.dtype).removeprefix("torch.")
+        return in_force(self._recipe.training.precision, self._base.dtype, self._base.device)
 
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
@@ -219,29 +217,37 @@ class TransformerTrainer:
         spec = training_of(self._recipe, job)
         if self._base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._base.device)
-        try:
+        tell = told_once(on_epoch, lambda record: record.epoch)
+
+        def attempt(rows: int) -> tuple[EpochRecord | None, list[EpochRecord], float | None, int | None]:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-                overhead, memory = self.gauge(adapted, spec)
+                measured = self.gauge(adapted, spec, rows)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
                     groups = parameter_groups(adapted, spec)
-                    fitting = self.fit(trained_of(adapted), groups, spec, job, start, on_epoch, on_step)
+                    fitting = self.fit(trained_of(adapted), groups, spec, rows, job, start, tell, on_step)
                     best, records = alone(fitting, forward, partial(let_adapters_drop, adapted))
                 if best is not None:
                     save_adapter(adapted, job.folder)
+                return best, records, *measured
+
+        try:
+            best, records, overhead, memory = self.memory_fit.trained(spec.batch_size, attempt)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
-        return self.result(job, best, records, time.monotonic() - start, overhead, memory)
+        rows = self.memory_fit.rows(spec.batch_size)
+        return self.result(job, spec, rows, best, records, time.monotonic() - start, (overhead, memory))
 
     def result(
         self,
         job: TrialJob,
+        spec: TrainingSpec,
+        rows: int,
         best: EpochRecord | None,
         records: Sequence[EpochRecord],
         seconds: float,
-        overhead: float | None,
-        memory: int | None,
+        measured: tuple[float | None, int | None],
     ) -> TrialResult:
-        """Of a trial that came to its end; `overhead` and `memory` as `gauge` gave them."""
+        """Of a trial that came to its end, with so many `rows` at a time; `measured` as `gauge` did."""
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
@@ -254,12 +260,13 @@ class TransformerTrainer:
             head=count.head,
             seconds=seconds,
             peak_memory_bytes=self._peak_memory(),
-            latency_overhead=overhead,
-            training_memory_bytes=memory,
+            latency_overhead=measured[0],
+            training_memory_bytes=measured[1],
             precision=self._precision,
+            micro_batch_size=rows if rows < spec.batch_size else None,
         )
 
-    def gauge(self, adapted: Any, spec: TrainingSpec) -> tuple[float | None, int | None]:
+    def gauge(self, adapted: Any, spec: TrainingSpec, rows: int) -> tuple[float | None, int | None]:
         """What is limited, measured: (latency overhead, bytes of training).
 
         Raises:
@@ -273,10 +280,10 @@ class TransformerTrainer:
             )
             refuse_over_limit(self._limits, overhead, None)
         if self._limits.memory_bytes is not None:
-            batch = longest_batch(self._splits["train"], spec.batch_size)
+            batch = longest_batch(self._splits["train"], rows)
             let_adapters_drop(adapted, True)
             memory = training_memory(
-                adapted, lambda: self._loss(self._forward(adapted, batch), batch.labels), self._base.device
+                adapted, lambda: self._losses(self._forward(adapted, batch), batch), self._base.device
             )
             let_adapters_drop(adapted, False)
             refuse_over_limit(self._limits, None, memory)
@@ -297,6 +304,7 @@ class TransformerTrainer:
         trained: Sequence[nn.Parameter],
         groups: list[dict[str, Any]],
         spec: TrainingSpec,
+        rows: int,
         job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
@@ -304,7 +312,8 @@ class TransformerTrainer:
     ) -> Fitting[tuple[EpochRecord | None, list[EpochRecord]]]:
         """Train these parameters and leave the best epoch's values in them; that epoch's record, and all.
 
-        No best epoch where the trial falls short at a rung. `groups` are the same parameters, for AdamW.
+        No best epoch where the trial falls short at a rung. `groups` are the same parameters, for AdamW; a step's batch
+        is gone through so many `rows` at a time.
         """
         optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
@@ -318,7 +327,8 @@ class TransformerTrainer:
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                loss, losses, weights = yield from learned(batch, partial(self._told, batch))
+                weights = self._problem.weights(batch.labels).sum().to(total.device)
+                losses = yield from backward(split, batch, rows, weights, self._losses)
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -326,7 +336,7 @@ class TransformerTrainer:
                 n += weights
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
-                on_step(loss)
+                on_step(losses / weights)
             forward = yield from scored("validation")
             metrics = self._judged(forward, "validation").scores(self._metrics)
             record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
@@ -353,22 +363,12 @@ class TransformerTrainer:
             logits: Tensor = adapted(**self._problem.inputs(batch)).logits
         return self._problem.read(logits, batch).float()
 
-    def _losses(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses, and how many those are."""
-        labels = labels.to(outputs.device)
-        return self._problem.losses(outputs, labels).sum(), self._problem.weights(labels).sum()
-
-    def _told(self, batch: Batch, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of a batch, the sum that it is of, and how many losses those are."""
-        losses, weights = self._losses(outputs, batch.labels)
-        return losses / weights, losses, weights
-
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        losses, weights = self._losses(outputs, labels)
-        return losses / weights
+    def _losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The sum of a batch's losses."""
+        return self._problem.losses(outputs, batch.labels.to(outputs.device)).sum()
 
     def _judged(self, forward: Callable[[Batch], Tensor], split: str) -> Judged:
-        return judge(self._problem, self._splits[split], self._recipe.training.eval_batch_size, forward)
+        return self.memory_fit.evaluated(lambda rows: judge(self._problem, self._splits[split], rows, forward))
 
     def _peak_memory(self) -> int | None:
         device = self._base.device

@@ -128,6 +128,8 @@ class TrialResult:
     """Of a training step at its peak, measured before training where it is limited."""
     precision: str | None = None
     """What the frozen model computed in: float32, tf32, bfloat16."""
+    micro_batch_size: int | None = None
+    """Rows at a time where a step's batch was cut, since it would not fit into the memory; None: it was not."""
 
     def __post_init__(self) -> None:
         if self.score is not None:
@@ -302,8 +304,11 @@ _RESULT_FIELDS: Mapping[str, tuple[type, ...]] = {
     "latency_overhead": (*_NUMBER, _NONE),
     "training_memory_bytes": (int, _NONE),
     "precision": (str, _NONE),
+    "micro_batch_size": (int, _NONE),
 }
-_LATER_FIELDS: Mapping[str, None] = dict.fromkeys(("latency_overhead", "training_memory_bytes", "precision"))
+_LATER_FIELDS: Mapping[str, None] = dict.fromkeys(
+    ("latency_overhead", "training_memory_bytes", "precision", "micro_batch_size")
+)
 """Results of earlier versions do not have them."""
 
 

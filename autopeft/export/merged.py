@@ -32,6 +32,11 @@ def write_merged(source: Path, spec: AdapterSpec, folder: Path) -> None:
             f"merged cannot hold {named}: only LoRA and BitFit without gates are sums of weights. Search with "
             "--space lora, or load the adapter beside the model: --target autopeft"
         )
+    if (bits := dict(spec.recipe).get("model", {}).get("quantisation", "none")) != "none":
+        raise ExportError(
+            f"merged cannot hold an adapter that was trained on weights in {bits}: added to them it would be rounded "
+            "away, and added to the whole weights it was never scored. Load it beside the model: --target autopeft"
+        )
     adapted = load_strict(base_model_of(weights_of(source, spec)), source)
     model = adapted.merge_and_unload(safe_merge=True)
     if spec.task.labels:

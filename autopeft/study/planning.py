@@ -63,10 +63,12 @@ class Task:
     @property
     def model_part(self) -> Part:
         """Model and site map, as parts of what is searched."""
-        found = fingerprint(self.model, self.revision)
+        name, found = self.model, fingerprint(self.model, self.revision)
+        if (quantisation := self.recipe.model.quantisation) != "none":
+            name, found = f"{name} in {quantisation}", _hash([found, quantisation])
         if self.site_map == NO_SITE_MAP:
-            return Part(self.model, found)
-        return Part(f"{self.model} with site map {self.site_map_name}", _hash([found, self.site_map.to_json()]))
+            return Part(name, found)
+        return Part(f"{name} with site map {self.site_map_name}", _hash([found, self.site_map.to_json()]))
 
 
 def make_plan(settings: SearchSettings) -> Plan:
@@ -207,6 +209,10 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMa
     model = settings.model or recipe.model.name or embedded.model.name
     assert model is not None
     revision = recipe.model.revision if settings.model in (None, recipe.model.name) else None
+    if recipe.model.quantisation != "none":
+        from autopeft.engine.quantisation import check_installed
+
+        check_installed(recipe.model.quantisation)
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
     anatomy = load_anatomy(model, revision, site_map)
@@ -359,7 +365,7 @@ def context_of(task: Task) -> dict[str, Any]:
 def _facts(task: Task) -> tuple[tuple[str, str], ...]:
     splits = ", ".join(f"{split} {len(rows):,}" for split, rows in task.data.splits.items())
     return (
-        ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers)"),
+        ("model", f"{task.model} ({task.anatomy.model_type}, {task.anatomy.n_layers} layers{_bits(task.recipe)})"),
         *site_facts(task),
         (
             "data",
@@ -368,6 +374,11 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
         ),
         ("trial", f"at most {_protocol(task.recipe.training)}"),
     )
+
+
+def _bits(recipe: TrialRecipe) -> str:
+    quantisation = recipe.model.quantisation
+    return "" if quantisation == "none" else f", frozen weights in {quantisation}"
 
 
 def site_facts(task: Task) -> tuple[tuple[str, str], ...]:

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from autopeft.engine.batches import Batch
+from autopeft.engine.micro_batches import MemoryFit
 from autopeft.engine.packing import PackedTrials
 from autopeft.engine.training import TransformerTrainer
-from autopeft.engine.trial import TrialJob, TrialResult
+from autopeft.engine.trial import NotFiniteError, TrialJob, TrialResult
 from autopeft.engine.worker import let_garbage_be_found_fast
+from autopeft.errors import UnknownSiteError
 from autopeft.space.architecture import Architecture, place
 from autopeft.space.modules import MODULES
 from tests.engine.test_packed import Double
@@ -156,3 +159,105 @@ def test_one_that_ends_is_replaced_by_the_next_at_once(size: int, opened: Opened
 def test_many_steps_together_are_those_alone(epochs: int, opened: Opened, tmp_path: Path) -> None:
     seen = assert_same_ends(opened.trainer("bert"), tmp_path, adapters()[:3], 3, 1e-6, epochs=epochs)
     assert len(seen) >= 6 * epochs
+
+
+def test_a_trial_whose_loss_is_nan_fails_alone(opened: Opened, tmp_path: Path) -> None:
+    bert = opened.trainer("bert")
+    todo = jobs(tmp_path / "together", adapters()[:3])
+    pack = bert.together()
+    for job in todo:
+        pack.begin(job, lambda record: None)
+    with torch.no_grad():
+        pack._trials[1].trained[0].fill_(float("nan"))
+    spoiled = pack._trials[1].job.number
+    results = dict[int, Any]()
+    while pack.running:
+        results |= {job.number: outcome for job, outcome in pack.advance()}
+    assert isinstance(results.pop(spoiled), NotFiniteError)
+    for job in todo:
+        if job.number != spoiled:
+            assert_equal(results[job.number], train_alone(bert, job), 1e-6)
+
+
+def test_a_trial_that_falls_short_leaves_its_place(opened: Opened, tmp_path: Path) -> None:
+    bert = opened.trainer("bert")
+    todo = jobs(tmp_path, adapters()[:3], epochs=3)
+    todo[1] = replace(todo[1], rungs=((1, 2.0),))
+    results, seen = train_together(bert, todo, 2)
+    found = [results[n] for n in range(3)]
+    assert [getattr(result, "state", result) for result in found] == ["complete", "pruned", "complete"]
+    assert (0, 2) in [numbers for numbers, _ in seen], "the next one came while the first was in work"
+    assert not (todo[1].folder / "adapter_model.safetensors").exists()
+
+
+def test_dropout_draws_what_it_draws_alone(opened: Opened, tmp_path: Path) -> None:
+    bert = opened.trainer("bert")
+    todo = jobs(tmp_path / "together", adapters()[:3])
+    todo[1:] = [replace(job, training=(("epochs", 2), ("dropout", 0.5))) for job in todo[1:]]
+    results, _ = train_together(bert, todo, 3)
+    for job in todo[1:]:
+        found = results[job.number]
+        assert isinstance(found, TrialResult)
+        assert_equal(found, train_alone(bert, job), 1e-6)
+
+
+def test_trials_whose_common_step_fails_go_on_one_by_one(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert = opened.trainer("bert")
+    todo = jobs(tmp_path, adapters()[:3])
+    expected = {job.number: train_alone(bert, job) for job in todo}
+    forward = bert._forward
+
+    def limited(model: Any, batch: Batch) -> Tensor:
+        if len(batch.input_ids) > 16:
+            raise MemoryError
+        return forward(model, batch)
+
+    monkeypatch.setattr(bert, "_forward", limited)
+    results, _ = train_together(bert, todo, 3)
+    for number, result in expected.items():
+        found = results[number]
+        assert isinstance(found, TrialResult) and found.micro_batch_size is None
+        assert_equal(found, result, 1e-6)
+
+
+def test_a_step_that_does_not_fit_alone_is_made_of_parts(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert = opened.trainer("bert")
+    job, other = jobs(tmp_path, adapters()[:2])
+    expected = train_alone(bert, job)
+    forward = bert._forward
+
+    def limited(model: Any, batch: Batch) -> Tensor:
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and len(batch.input_ids) > 5:
+            raise MemoryError
+        return forward(model, batch)
+
+    monkeypatch.setattr(bert, "memory_fit", MemoryFit(None, 16))
+    monkeypatch.setattr(bert, "_forward", limited)
+    told: list[int] = []
+    pack = bert.together()
+    pack.begin(job, lambda record: told.append(record.epoch))
+    pack.begin(other, lambda record: None)
+    results = dict[int, Any]()
+    while pack.running:
+        results |= {one.number: outcome for one, outcome in pack.advance()}
+    assert results[0].micro_batch_size == results[1].micro_batch_size == 4
+    assert told == [1, 2]
+    assert_equal(results[0], expected, 1e-6)
+
+
+def test_a_trial_that_cannot_begin_harms_no_other(opened: Opened, tmp_path: Path) -> None:
+    bert = opened.trainer("bert")
+    good, bad = jobs(tmp_path, [adapters()[0], Architecture.of([place("encoder", 7, "attn.q", "lora", 2)])])
+    pack = bert.together()
+    pack.begin(good, lambda record: None)
+    with pytest.raises(UnknownSiteError):
+        pack.begin(bad, lambda record: None)
+    assert pack.running == (0,)
+    results = dict[int, Any]()
+    while pack.running:
+        results |= {one.number: outcome for one, outcome in pack.advance()}
+    assert_equal(results[0], train_alone(bert, good), 1e-6)
