@@ -108,9 +108,10 @@ class WorkerPool:
         # multiprocessing joins its children when the interpreter ends; without this a pool that was never left would
         # wait there for workers that ignore SIGTERM.
         Finalize(self, end_all, args=(self._workers,), exitpriority=10)
-        # What is not settled is measured by one worker, so that the others do the same as it.
-        for index in range(self._n_workers if self._backend.is_settled else 1):
+        for index in range(self._n_workers):
             self._workers.append(self._spawn(index))
+            # What is not settled is measured by the first worker, so that the others do the same as it.
+            self._workers[-1].waits = index > 0 and not self._backend.is_settled
         return self
 
     def __exit__(
@@ -121,7 +122,12 @@ class WorkerPool:
     @property
     def n_free(self) -> int:
         """Trials that can be given to workers, those that are still opening included."""
-        return sum(self._pack - len(worker.orders) for worker in self._workers)
+        return sum(self._pack - len(worker.orders) for worker in self._free)
+
+    @property
+    def _free(self) -> list[WorkerProcess]:
+        """Workers that have room for a trial."""
+        return [worker for worker in self._workers if len(worker.orders) < self._pack and not worker.waits]
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -131,10 +137,9 @@ class WorkerPool:
 
     def submit(self, job: TrialJob) -> None:
         """Give `job` to a worker that has room; there must be one (`n_free`)."""
-        free = [worker for worker in self._workers if len(worker.orders) < self._pack]
-        assert free, "submit() needs a free worker"
+        assert self._free, "submit() needs a free worker"
         order = Train(job) if self._pack == 1 else Join(job)
-        self._give(min(free, key=lambda worker: (not worker.opened, len(worker.orders))), order)
+        self._give(min(self._free, key=lambda worker: (not worker.opened, len(worker.orders))), order)
 
     def wait(self, timeout: float | None = None) -> list[PoolEvent]:
         """What has happened, oldest first: at once if there is something, else after at most `timeout` seconds.
@@ -236,7 +241,8 @@ class WorkerPool:
             case Settled(choices):
                 self._backend = self._backend.settled(choices)
                 self._events.append(Chosen(choices))
-                self._workers += [self._spawn(index) for index in range(1, self._n_workers)]
+                for other in (w for w in self._workers if w.waits):
+                    other.settle(choices)
             case Opened(seconds, facts):
                 worker.opened, worker.since = True, dict.fromkeys(worker.orders, time.monotonic())
                 for number in worker.orders:

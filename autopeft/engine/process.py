@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -15,6 +15,7 @@ from pathlib import Path
 from autopeft.engine.messages import Message, Order
 from autopeft.engine.trial import EpochRecord
 from autopeft.engine.worker import serve
+from autopeft.space.modules import Scalar
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _SECONDS_TO_DIE = 5.0
@@ -32,6 +33,8 @@ class WorkerProcess:
         self.process: SpawnProcess = context.Process(
             target=serve, args=(theirs, index, threads, log_file), name=f"autopeft-worker-{index}", daemon=True
         )
+        self.waits = False
+        """For what another worker measures; until then it takes no order."""
         self.opened = False
         """Whether its backend is open."""
         self.orders: dict[int, Order] = {}
@@ -61,6 +64,14 @@ class WorkerProcess:
     def forget(self, number: int) -> None:
         """The order about this trial is done."""
         self.orders.pop(number, None)
+
+    def settle(self, choices: Mapping[str, Scalar]) -> None:
+        """What it waits for."""
+        self.waits = False
+        try:
+            self.pipe.send(choices)
+        except OSError:  # it has died already, which its sentinel tells
+            return
 
     def messages(self) -> Iterator[Message]:
         """What it has sent and was not yet read; the last ones before its death too."""

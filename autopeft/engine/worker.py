@@ -67,8 +67,11 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
     try:
         backend: Backend = pickle.loads(pipe.recv_bytes())
         if not backend.is_settled:
-            choices = backend.settle(index)
-            pipe.send(Settled(choices))
+            if index == 0:
+                choices = backend.settle(index)
+                pipe.send(Settled(choices))
+            else:  # by now all is imported
+                choices = pipe.recv()
             backend = backend.settled(choices)
         trainer = backend.open(index)
         let_garbage_be_found_fast()
