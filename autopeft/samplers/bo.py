@@ -7,7 +7,7 @@ The proposal follows from the ask alone: nothing is kept between calls that chan
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from autopeft.samplers.duration import expected_seconds
 from autopeft.samplers.encoding import Encoding
 from autopeft.samplers.moves import several, single
 from autopeft.samplers.outcomes import expected_ends, tamed, value_of_failed
+from autopeft.samplers.plain import crossed, filled, plain, together
 from autopeft.samplers.proposal import Ask, Observation
 from autopeft.samplers.surrogate import Hyperparameters, Posterior, fit
 from autopeft.samplers.transferred import Forecast, forecast
@@ -34,6 +35,11 @@ _MOST_FITTED = 160
 """Trials that hyper-parameters are fitted to; more cost time and change little."""
 _RANDOM, _GROWN, _NEAR = 30, 10, 10
 """Points that a search begins with: drawn, drawn and grown to the budget, around each of the best (two sorts)."""
+_PLAIN, _CROSSED, _TOGETHER = 30, 10, 12
+"""Plain points and crosses of the best that a search begins with; and steps of all groups at once, where the local
+search finds no other (see `plain`)."""
+_PLAIN_STARTS = 0.25
+"""Share of the first trials: plain ones tell most of each kind, and are good or bad; drawn ones are neither."""
 _INCUMBENTS, _STARTS, _STEPS = 5, 3, 10
 _PAIRS = 24
 """Double changes looked at in each step of the local search."""
@@ -58,8 +64,7 @@ def suggest_bo(ask: Ask) -> Params:
     if len(complete) < _STARTUP_TRIALS:
         if ask.earlier and len(ask.past) % 2 == 0:
             return _told_by_earlier(ask, encoding, complete, rng)
-        candidate = space.sample(rng)
-        return dict((space.grow(dict(candidate.params), rng) if rng.random() < 0.5 else candidate).params)
+        return dict(_at_random(space, rng).params)
     beliefs = _Beliefs.of(ask, encoding, complete)
     return dict(_search(ask, beliefs.acquisition(ask), beliefs.incumbents(ask), rng).params)
 
@@ -142,16 +147,28 @@ def _search(ask: Ask, promise: Acquisition, incumbents: Sequence[Candidate], rng
     space = ask.space
     trained = {trial.params for trial in ask.past}
     pool = [space.sample(rng) for _ in range(_RANDOM)]
-    pool += [space.grow(dict(candidate.params), rng) for candidate in pool[:_GROWN]]
+    pool += [filled(space, candidate, rng) for candidate in pool[:_GROWN]]
+    pool += [plain(space, rng) for _ in range(_PLAIN)]
+    pool += crossed(space, incumbents, rng, _CROSSED)
     for incumbent in incumbents:
         pool += several(space, incumbent, rng, _NEAR)
         pool += several(space, incumbent, rng, _NEAR, n_changes=4)
+        pool += together(space, incumbent, rng, _NEAR // 2)
     pool = [candidate for candidate in pool if candidate.params not in trained] or pool
     values = promise(pool)
     best = [int(at) for at in np.argsort(-values, kind="stable")[:_STARTS]]
     starts = [(pool[at], float(values[at])) for at in best] + [(incumbents[0], -np.inf)]
     ends = [_climb(space, promise, start, value, trained, rng) for start, value in starts]
     return max(ends, key=lambda end: end[1])[0]
+
+
+def _at_random(space: SearchSpace, rng: np.random.Generator) -> Candidate:
+    """Drawn, drawn and grown to the budget, or plain."""
+    which = rng.random()
+    if which < _PLAIN_STARTS:
+        return plain(space, rng)
+    candidate = space.sample(rng)
+    return candidate if which < (1 + _PLAIN_STARTS) / 2 else space.grow(dict(candidate.params), rng)
 
 
 def _climb(
@@ -162,16 +179,20 @@ def _climb(
     trained: set[tuple[tuple[str, str | int | float | bool], ...]],
     rng: np.random.Generator,
 ) -> tuple[Candidate, float]:
+    steps: list[Callable[[], Iterable[Candidate]]] = [
+        lambda: (*single(space, at), *several(space, at, rng, _PAIRS)),
+        lambda: together(space, at, rng, _TOGETHER),
+    ]
     for _ in range(_STEPS):
-        near = [*single(space, at), *several(space, at, rng, _PAIRS)]
-        near = [candidate for candidate in near if candidate.params not in trained]
-        if not near:
+        for step in steps:  # the second, which costs more, where the first leads no further
+            near = [candidate for candidate in step() if candidate.params not in trained]
+            values = promise(near) if near else np.array([-np.inf])
+            top = int(np.argmax(values))
+            if values[top] > value + _LEAST_GAIN:
+                at, value = near[top], float(values[top])
+                break
+        else:
             break
-        values = promise(near)
-        top = int(np.argmax(values))
-        if values[top] <= value + _LEAST_GAIN:
-            break
-        at, value = near[top], float(values[top])
     return at, value
 
 
