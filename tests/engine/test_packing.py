@@ -14,13 +14,17 @@ from torch import Tensor
 from autopeft.engine.batches import Batch
 from autopeft.engine.micro_batches import MemoryFit
 from autopeft.engine.packing import PackedTrials
+from autopeft.engine.pool import WorkerPool
 from autopeft.engine.training import TransformerTrainer
-from autopeft.engine.trial import NotFiniteError, TrialJob, TrialResult
+from autopeft.engine.trial import NotFiniteError, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import let_garbage_be_found_fast
 from autopeft.errors import UnknownSiteError
 from autopeft.space.architecture import Architecture, place
 from autopeft.space.modules import MODULES
+from tests.engine.checkpoints import backend
 from tests.engine.test_packed import Double
+from tests.engine.test_pool import results as results_of
+from tests.engine.test_pool import until_finished
 from tests.engine.test_reuse import STACKS, Opened, assert_equal, at_the_top
 
 torch.set_num_threads(1)
@@ -261,3 +265,19 @@ def test_a_trial_that_cannot_begin_harms_no_other(opened: Opened, tmp_path: Path
     while pack.running:
         results |= {one.number: outcome for one, outcome in pack.advance()}
     assert_equal(results[0], train_alone(bert, good), 1e-6)
+
+
+def test_a_worker_trains_a_pack_as_trials_alone(opened: Opened, tmp_path: Path) -> None:
+    bert = opened.trainer("bert")
+    todo = jobs(tmp_path / "together", adapters()[:3])
+    with WorkerPool(backend(opened._root / "bert"), threads=1, pack=2) as pool:
+        pool.submit(todo[0])
+        pool.submit(todo[1])
+        found = results_of(until_finished(pool))
+        pool.submit(todo[2])
+        found |= results_of(until_finished(pool, 2))
+        tested = pool.evaluate(todo[1], "test")
+    for job in todo:
+        assert_equal(found[job.number], train_alone(bert, replace(job, folder=tmp_path / "alone")), 1e-6)
+        assert read_result(job.folder) == found[job.number]
+    assert tested.n_rows == 16
