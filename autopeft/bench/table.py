@@ -189,7 +189,7 @@ def _header(
         "command": "autopeft bench table",
         "model": {"name": model, "fingerprint": fingerprint(model, None), "anatomy": anatomy.to_json()},
         "budget": {"text": BUDGET, "parameters": ParameterBudget.parse(BUDGET).resolve(anatomy.n_parameters)},
-        "recipe": recipe.model_dump(mode="json", exclude={"task": {"dataset"}}),
+        "recipe": recipe.model_dump(mode="json", exclude={"task": {"dataset", "choices"}}),
         "tasks": {
             task.name: {
                 "content_hash": task.data.content_hash,

@@ -172,8 +172,7 @@ def _measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
     )
     task = StockTask(settings.model, settings.revision, settings.recipe, settings.data, base.head, device.type)
     longest = min(settings.recipe.training.max_length, base.max_tokens)
-    encode = settings.data.problem.encode
-    splits = {name: encode(split, base.tokenizer, longest) for name, split in settings.data.splits.items()}
+    splits = {name: base.encode(split, longest) for name, split in settings.data.splits.items()}
     suites = [
         Suite(law, kind, [Timed(one) for one in configurations(base.anatomy, kind, law, settings.n_configurations, 0)])
         for kind in settings.kinds

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from autopeft.api import BEST_FOLDER, SearchResult, search_with
 from autopeft.cli.studies import best_lines, trial_data
 from autopeft.cli.text import big, share, table
 from autopeft.cli.views import LineView, LiveView
+from autopeft.engine.data import TaskData
 from autopeft.engine.limits import Limits
 from autopeft.engine.models import find_model, load_anatomy, load_tokenizer
 from autopeft.errors import ConfigError, UsageError
@@ -108,22 +110,8 @@ def _or_problem(problems: list[str], step: Any) -> Any:
 
 def _check_report(settings: SearchSettings, task: Task, space: SearchSpace, limits: Limits) -> Report:
     data, anatomy = task.data, task.anatomy
-    tokenizer = load_tokenizer(task.model, find_model(task.model, task.revision, weights=False))
-    train = data.splits["train"]
-    samples = []
-    for texts, label in list(zip(train.texts, train.labels, strict=True))[:3]:
-        tokens = tokenizer(*texts, truncation=True, max_length=task.recipe.training.max_length)["input_ids"]
-        samples.append(
-            {
-                "label": data.problem.label_text(label),
-                "n_tokens": len(tokens),
-                "tokens": tokenizer.convert_ids_to_tokens(tokens),
-            }
-        )
-    counts = {
-        split: {name: rows.labels.count(index) for index, name in enumerate(data.label_names)}
-        for split, rows in data.splits.items()
-    }
+    samples = [] if data.problem.reads_images else _samples(task)
+    counts = _label_counts(data)
     result = {
         "model": {"name": task.model, "type": anatomy.model_type, "parameters": anatomy.n_parameters},
         "site_map": task.site_map.to_json(),
@@ -143,20 +131,42 @@ def _check_report(settings: SearchSettings, task: Task, space: SearchSpace, limi
     lines = [
         f"model    {task.model} ({anatomy.model_type}, {anatomy.n_layers} layers, {anatomy.n_parameters:,} parameters)",
         *(f"{name:<8} {value}" for name, value in site_facts(task)),
-        f"data     {data.name}: text in {', '.join(data.columns.text)}, label in {data.columns.label}",
+        f"data     {data.name}: {data.columns}; {data.problem_name}, {data.problem.describe()}",
         *(f"note     {note}" for note in (*data.notes, *space.notes)),
         f"space    {settings.space}: {big(space.cardinality)} architectures, {len(space.parameters)} dimensions",
         f"budget   {settings.budget} = {budget:,} stored parameters; smallest architecture "
         f"{min(c.stored for c in space.smallest_candidates):,}",
         *(f"{name:<8} {value}" for name, value in limit_facts(space, limits)),
         "",
-        _label_table(data.label_names, counts) if data.label_names else "labels are numbers (regression)",
+        _label_table(data.label_names, counts) if data.label_names else data.problem.describe(),
         "",
         *(f"sample   [{s['label']}] {s['n_tokens']} tokens: {' '.join(s['tokens'])}" for s in samples),
         "",
         "nothing is wrong",
     ]
     return "\n".join(lines), result
+
+
+def _samples(task: Task) -> list[dict[str, Any]]:
+    """The first three train rows with their tokens."""
+    tokenizer = load_tokenizer(task.model, find_model(task.model, task.revision, weights=False))
+    train, problem = task.data.splits["train"], task.data.problem
+    samples = []
+    for texts, label in list(zip(train.texts, train.labels, strict=True))[:3]:
+        given = texts if problem.name != "token_classification" and len(texts) <= 2 else (" ".join(texts),)
+        tokens = tokenizer(*given, truncation=True, max_length=task.recipe.training.max_length)["input_ids"]
+        names = tokenizer.convert_ids_to_tokens(tokens)
+        samples.append({"label": problem.label_text(label), "n_tokens": len(tokens), "tokens": names})
+    return samples
+
+
+def _label_counts(data: TaskData) -> dict[str, dict[str, int]]:
+    """By split and class: rows, or words, that have it."""
+    counts = {}
+    for split, rows in data.splits.items():
+        n = Counter(one for label in rows.labels for one in (label if isinstance(label, tuple) else (label,)))
+        counts[split] = {name: n[index] for index, name in enumerate(data.label_names)}
+    return counts
 
 
 def _label_table(names: tuple[str, ...], counts: Mapping[str, Mapping[str, int]]) -> str:

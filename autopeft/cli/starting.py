@@ -41,6 +41,7 @@ def write_config(
     task = resolve_task(settings, recipe, sites)
     bound = bind_space(spec, task.anatomy, ParameterBudget.parse(budget))
     rows = ", ".join(f"{split} {len(split_rows):,}" for split, split_rows in task.data.splits.items())
+    recipe = task.recipe
     labels = ", ".join(task.data.label_names[:6]) + (", …" if len(task.data.label_names) > 6 else "")
     columns = task.data.columns
     size = f"{task.anatomy.n_layers} layers, {task.anatomy.n_parameters:,} parameters"
@@ -55,8 +56,8 @@ model: {json.dumps(model)}
 # Where its sites are, if they are not recognised by name
 {f"site_map: {json.dumps(site_map)}" if site_map else "# site_map: sites.yaml"}
 
-# {rows} rows; text in {json.dumps(list(columns.text))}, label in {json.dumps(columns.label)}
-# {f"labels: {json.dumps(labels)}" if labels else "labels are numbers (regression)"}
+# {rows} rows; {columns}
+# {task.data.problem_name}: {f"labels {json.dumps(labels)}" if labels else task.data.problem.describe()}
 data: {json.dumps(data)}
 
 # Most stored adapter parameters: 0.5% of the base model, 500k, 1.2M or 300000. Here: {bound.budget:,}

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.cli.text import duration, share, table
-from autopeft.cli.trial_text import pruned_at
+from autopeft.cli.trial_text import pruned_at, score_text, scored
 from autopeft.engine.causes import OVER_A_LIMIT, tally
+from autopeft.engine.direction import told, told_result
 from autopeft.errors import UsageError
 from autopeft.space.layer_map import layer_map
 from autopeft.study.database import DATABASE_FILE
@@ -162,7 +163,6 @@ def best_lines(view: StudyView, folder: Path) -> list[str]:
 
 
 def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
-    metric = view.identity.metric.value
     if trial.state == "pruned":
         return [f"trial {trial.number} {pruned_at(trial)}; it has no score", *layer_map(trial.architecture)]
     if trial.result is None or trial.score is None:
@@ -178,7 +178,7 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
     unseen = "held out    not scored yet"
     if isinstance(held_out, dict) and held_out.get("trial") == trial.number:
         low, high = held_out["interval"]
-        value = next(iter(held_out["metrics"].values()))
+        metric, value = next(iter(held_out["metrics"].items()))
         unseen = (
             f"held out    {metric} {value:.4f} on {held_out['rows']:,} rows the search never saw "
             f"(95% interval over rows {low:.4f} to {high:.4f}; one seed)"
@@ -193,7 +193,7 @@ def _trial_lines(view: StudyView, trial: TrialRecord) -> list[str]:
     name = f" ({trial.baseline})" if trial.baseline else ""
     parts = f"; batches in parts of {trial.result.micro_batch_size}" if trial.result.micro_batch_size else ""
     return [
-        f"trial {trial.number:<5} {metric} {trial.score:.4f} on validation, place {place} of {complete}{name}",
+        f"trial {trial.number:<5} {scored(trial)} on validation, place {place} of {complete}{name}",
         unseen,
         f"parameters  {trial.stored:,} stored{of_model}, {share(trial.stored, view.identity.budget_parameters)} of the "
         f"budget; {trial.result.trained:,} trained; head {trial.result.head:,} apart",
@@ -208,7 +208,7 @@ def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
     rows = []
     named = any(trial.baseline for trial in trials)
     for trial in trials:
-        score = "" if trial.score is None else f"{trial.score:.4f}"
+        score = score_text(trial)
         seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
         note: str = trial.result.cause or "" if trial.result else ""
         if trial.state == "pruned" and trial.result:
@@ -217,7 +217,8 @@ def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
         layers = "; ".join(layer_map(trial.architecture))
         name = [trial.baseline or ""] if named else []
         rows.append((str(trial.number), state, score, f"{trial.stored:,}", seconds, *name, layers))
-    header = ("trial", "state", view.identity.metric.value, "parameters", "seconds", *(["baseline"] if named else []))
+    metric = told(view.identity.metric.value, 0.0)[0]
+    header = ("trial", "state", metric, "parameters", "seconds", *(["baseline"] if named else []))
     return table((*header, "architecture"), rows)
 
 
@@ -230,8 +231,8 @@ def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
     return {
         "number": trial.number,
         "state": trial.state,
-        "metric": view.identity.metric.value,
-        "score": trial.score,
+        "metric": told(view.identity.metric.value, 0.0)[0],
+        "score": None if trial.score is None else told(view.identity.metric.value, trial.score)[1],
         "stored": trial.stored,
         "params": dict(trial.params),
         "training": dict(trial.training),
@@ -241,6 +242,6 @@ def trial_data(view: StudyView, trial: TrialRecord | None) -> Any:
         "retry_of": trial.retry_of,
         "baseline": trial.baseline,
         "rungs": [list(rung) for rung in trial.rungs],
-        "result": trial.result.to_json() if trial.result else None,
+        "result": told_result(trial.result.to_json()) if trial.result else None,
         "held_out": held_out if of_this else None,
     }

@@ -1,5 +1,6 @@
 """A trial in a few words."""
 
+from autopeft.engine.direction import told
 from autopeft.space.layer_map import layer_map
 from autopeft.study.record import TrialRecord
 
@@ -9,11 +10,23 @@ def pruned_at(trial: TrialRecord) -> str:
     assert trial.result is not None
     last = trial.result.epochs[-1].epoch
     reached = max(epoch.metrics[0][1] for epoch in trial.result.epochs)
-    return f"pruned at epoch {last}: {metric_of(trial)} {reached:.4f}, {dict(trial.rungs)[last]:.4f} needed"
+    name, reached = told(_metric_of(trial), reached)
+    _, needed = told(_metric_of(trial), dict(trial.rungs)[last])
+    return f"pruned at epoch {last}: {name} {reached:.4f}, {needed:.4f} needed"
 
 
-def metric_of(trial: TrialRecord) -> str:
-    """The name of the metric that was maximised."""
+def scored(trial: TrialRecord) -> str:
+    """`accuracy 0.4100`, of a complete trial."""
+    return f"{told(_metric_of(trial), 0.0)[0]} {score_text(trial)}"
+
+
+def score_text(trial: TrialRecord) -> str:
+    """`0.4100`; empty where there is no score."""
+    return "" if trial.score is None else f"{told(_metric_of(trial), trial.score)[1]:.4f}"
+
+
+def _metric_of(trial: TrialRecord) -> str:
+    """What was maximised."""
     return trial.result.epochs[0].metrics[0][0] if trial.result and trial.result.epochs else "score"
 
 

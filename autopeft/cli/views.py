@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.cli.text import big, duration, share
-from autopeft.cli.trial_text import metric_of, pruned_at, summary
+from autopeft.cli.trial_text import pruned_at, score_text, scored, summary
+from autopeft.engine.direction import told
 from autopeft.engine.trial import EpochRecord
 from autopeft.study.plan import Plan
 from autopeft.study.progress import (
@@ -152,7 +153,7 @@ class LineView:
         best = self.progress.best
         mark = " *" if best is not None and best.number == trial.number else "  "
         return (
-            f"{done}  {metric_of(trial)} {trial.score:.4f}{mark} {trial.stored:>9,} parameters  "
+            f"{done}  {scored(trial)}{mark} {trial.stored:>9,} parameters  "
             f"{trial.result.seconds:5.1f} s  ETA {self.progress.eta:<7} {summary(trial)}"
         )
 
@@ -214,10 +215,10 @@ class LiveView:
         ranked = sorted(progress.complete, key=lambda t: (-(t.score or 0.0), t.stored))[:5]
         for trial in ranked:
             seconds = f"{trial.result.seconds:.1f}" if trial.result else ""
-            rows.add_row(*self._cells(trial, f"{trial.score:.4f}", seconds))
+            rows.add_row(*self._cells(trial, score_text(trial), seconds))
         for number, began in progress.began.items():
             record = progress.epochs.get(number)
-            state = f"epoch {record.epoch}: {record.metrics[0][1]:.3f}" if record else "running"
+            state = f"epoch {record.epoch}: {told(*record.metrics[0])[1]:.3f}" if record else "running"
             rows.add_row(*self._cells(progress.trials[number], state, f"{progress.clock() - began:.0f}"), style="cyan")
         failed = sum(trial.state == "failed" for trial in progress.trials.values())
         pruned = progress.n_tried - len(progress.complete)

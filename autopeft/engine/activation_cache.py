@@ -7,13 +7,12 @@ the longest time: whether an entry was still there or is made anew changes the t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from autopeft.engine.activation_stores import Entry, Shapes, Store
-from autopeft.engine.batches import Batch, TokenisedSplit
+from autopeft.engine.batches import Batch, Per, TokenisedSplit
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Key:
     """Its name in the model without adapters."""
     leaf: int
     """Which of its outputs, counted flat."""
-    per: Literal["token", "row"]
-    """Whether there is a vector for each token, or one for each row."""
+    per: Per
+    """What there is a vector for."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class ActivationCache:
                 self._make_room(sum(map(self._size, missing)))
                 new = {kept: store.new(self._name(kept), self._shapes(kept)) for kept in missing}
             for kept, entry in new.items():
-                if kept.key.per == "token":
+                if kept.key.per != "row":
                     for tensor in entry.values():
                         tensor[-1] = 0  # for padding
             if new:
@@ -100,12 +99,12 @@ class ActivationCache:
         self._entries |= new
 
     def read(self, kept: Kept, split: str, batch: Batch) -> Tensor:
-        """The values of a batch of a split, `(B, T, *shape)` with zeros for padding, or `(B, *shape)`."""
+        """The values of a batch of a split, `(S, T, *shape)` with zeros for padding, or `(S, *shape)`."""
         stored = self._entries[kept][split]
         if kept.key.per == "row":
             return stored.index_select(0, batch.sequences).to(kept.dtype)
-        B, T = batch.input_ids.shape
-        return stored.index_select(0, batch.places.view(-1)).view(B, T, *kept.shape).to(kept.dtype)
+        places = batch.places_of(kept.key.per)
+        return stored.index_select(0, places.flatten()).view(*places.shape, *kept.shape).to(kept.dtype)
 
     def _look(self, wanted: Iterable[Kept]) -> None:
         found = {kept: self._store.get(self._name(kept), self._shapes(kept)) for kept in wanted}
@@ -126,7 +125,7 @@ class ActivationCache:
 
     def _n(self, kept: Kept, split: TokenisedSplit) -> int:
         """Vectors of an entry: one for padding stands behind those of the tokens."""
-        return len(split.tokens) + 1 if kept.key.per == "token" else split.n_sequences
+        return split.n_sequences if kept.key.per == "row" else split.n_places(kept.key.per) + 1
 
     def _size(self, kept: Kept) -> int:
         return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self._shapes(kept).values())
@@ -137,5 +136,6 @@ def write(stored: Tensor, kept: Kept, batch: Batch, values: Tensor) -> None:
     if kept.key.per == "row":
         stored[batch.sequences] = values.to(stored.dtype)
     else:
-        is_token = batch.attention_mask.bool()
-        stored[batch.places[is_token]] = values[is_token].to(stored.dtype)
+        is_there = batch.is_there(kept.key.per)
+        assert is_there is not None
+        stored[batch.places_of(kept.key.per)[is_there]] = values[is_there].to(stored.dtype)

@@ -51,9 +51,10 @@ class Columns:
 
     text: tuple[str, ...]
     label: str
+    """Empty where the texts are all there is."""
 
     def __str__(self) -> str:
-        return f"text from {' + '.join(self.text)}, label from {self.label}"
+        return f"text from {' + '.join(self.text)}" + (f", label from {self.label}" if self.label else "")
 
 
 def find_columns(columns: Sequence[str], task: TaskSpec, name: str, labels: Sequence[str] = LABELS) -> Columns:

@@ -88,7 +88,7 @@ def load_data(task: TaskSpec, path_or_name: str | Path | None = None, seed: int 
     splits = _three_splits(rows.splits, tables["train"].name, problem, notes)
     notes.extend(describe_overlap(splits, of_classes=problem.has_classes))
     if task.max_train_rows is not None and task.max_train_rows < len(splits["train"]):
-        splits["train"] = _drawn(splits["train"], task.max_train_rows, seed)
+        splits["train"] = _drawn(splits["train"], problem, task.max_train_rows, seed)
         notes.append(f"train is a draw of {task.max_train_rows:,} rows (seed {seed})")
     return TaskData(
         name=shown(given, LONGEST_PATH),
@@ -113,7 +113,7 @@ def _three_splits(found: Mapping[str, Split], name: str, problem: Problem, notes
     else:
         fractions = (min(HELD_OUT, MOST_HELD_OUT / len(train)),)
     parts = [train.take(part) for part in cut(train.texts, strata, *fractions)]
-    if len(train) < LEAST_ROWS or not all(parts) or len(set(parts[0].labels)) == 1:
+    if len(train) < LEAST_ROWS or not all(parts) or _has_one_label(parts[0], problem):
         rows = "1 row is" if len(train) == 1 else f"{len(train)} rows are"
         raise DataError(
             f"{name}: {rows} too few to cut a validation from; at least {LEAST_ROWS}, "
@@ -130,11 +130,16 @@ def _three_splits(found: Mapping[str, Split], name: str, problem: Problem, notes
     return {"train": parts[0], "validation": parts[1], "test": found[held_out]}
 
 
-def _drawn(train: Split, n: int, seed: int) -> Split:
+def _drawn(train: Split, problem: Problem, n: int, seed: int) -> Split:
     drawn = train.take(draw(train.texts, n, seed))
-    if len(set(drawn.labels)) == 1:
+    if _has_one_label(drawn, problem):
         raise DataError(f"task.max_train_rows={n} leaves rows of one label only; raise it.")
     return drawn
+
+
+def _has_one_label(split: Split, problem: Problem) -> bool:
+    """Whether there is nothing for a head to tell apart."""
+    return problem.has_head and len(set(split.labels)) == 1
 
 
 def _content_hash(splits: Mapping[str, Split], label_names: Sequence[str]) -> str:

@@ -4,10 +4,11 @@ A trial is a generator: it says which batch it wants to learn from, or that it w
 is done. Alone it is served by `alone`; with others by `autopeft.engine.packing`.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -30,13 +31,23 @@ class Learn:
 
 @dataclass(frozen=True)
 class Score:
-    """Run the model on a split; the answer is a function that does it, batch by batch, without dropout."""
+    """Run the model on a split, without dropout; the answer is what can do it."""
 
     split: str
 
 
+@dataclass(frozen=True)
+class Scored:
+    """An adapted model that is to be scored."""
+
+    forward: Callable[[Batch], Tensor]
+    """Runs it on a batch of the split."""
+    whole: Callable[[], AbstractContextManager[Any]]
+    """A context in which there is the model itself, without anything that stands in for its parts."""
+
+
 Wanted = Learn | Score
-Answer = tuple[Tensor, ...] | Callable[[Batch], Tensor] | None
+Answer = tuple[Tensor, ...] | Scored | None
 Fitting = Generator[Wanted, Answer, R]
 """A training under way; its value is how it ended."""
 
@@ -48,15 +59,25 @@ def learned(batch: Batch, loss_of: LossOf) -> Generator[Wanted, Answer, tuple[Te
     return answer
 
 
-def scored(split: str) -> Generator[Wanted, Answer, Callable[[Batch], Tensor]]:
-    """`yield from` it: a function that runs the model on the batches of the split."""
+def scored(split: str) -> Generator[Wanted, Answer, Scored]:
+    """`yield from` it: the model, to be scored on the split."""
     answer = yield Score(split)
-    assert callable(answer)
+    assert isinstance(answer, Scored)
     return answer
 
 
-def alone(fitting: Fitting[R], forward: Callable[[str, Batch], Tensor], let_drop: Callable[[bool], None]) -> R:
-    """Carry a training through; `let_drop` switches the dropout of adapters on and off.
+class Shortened(Protocol):
+    """Runs an adapted model on a batch of the named split, with what stands in for its frozen part."""
+
+    def __call__(self, split: str, batch: Batch) -> Tensor: ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context without stand-ins."""
+        ...
+
+
+def alone(fitting: Fitting[R], forward: Shortened, adapted: Any, let_drop: Callable[[bool], None]) -> R:
+    """Carry the training of `adapted` through; `let_drop` switches the dropout of adapters on and off.
 
     Raises:
         Exception: whatever the training does not handle; what a pass raises is raised within it.
@@ -77,8 +98,14 @@ def alone(fitting: Fitting[R], forward: Callable[[str, Batch], Tensor], let_drop
                 told[0].backward()
                 answer = tuple(one.detach() for one in told)
             else:
-                answer = partial(forward, wanted.split)
+                answer = Scored(partial(forward, wanted.split), partial(_whole, forward, adapted))
         except Exception as error:
             go_on = partial(fitting.throw, error)
         else:
             go_on = partial(fitting.send, answer)
+
+
+@contextmanager
+def _whole(forward: Shortened, adapted: Any) -> Iterator[Any]:
+    with forward.whole():
+        yield adapted

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from autopeft.engine.activation_cache import Kept, Key
-from autopeft.engine.batches import Batch
+from autopeft.engine.batches import Batch, Per
 from autopeft.engine.last_layer import LastLayer
 from autopeft.engine.stand_ins import Feed, Leaf, StandIn, installed
 from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
@@ -179,10 +179,12 @@ def _leaf(key: Key, output: Any, inputs: list[Any], batch: Batch) -> Leaf | None
 
 def _kept(key: Key, output: Tensor, batch: Batch) -> Kept | None:
     """What is kept of an output with a vector for each token or each row; None for others, as attention weights are."""
-    B, T = batch.input_ids.shape
-    if output.dim() > 2 and output.shape[:2] == (B, T):
-        return Kept(key, tuple(output.shape[2:]), output.dtype)
-    if output.dim() > 1 and output.shape[0] == B and T not in output.shape[1:]:
+    lengths = {per: size for per, size in sizes(batch).items() if per != "row"}
+    for per, size in lengths.items():
+        if output.dim() > 2 and output.shape[:2] == size:
+            return Kept(Key(key.module, key.leaf, per), tuple(output.shape[2:]), output.dtype)
+    S = batch.input_ids.shape[0]
+    if output.dim() > 1 and output.shape[0] == S and not {size[1] for size in lengths.values()} & {*output.shape[1:]}:
         return Kept(Key(key.module, key.leaf, "row"), tuple(output.shape[1:]), output.dtype)
     return None
 
@@ -202,7 +204,7 @@ def _read_only(
     """The stand-ins with those outputs blank that nobody reads."""
     values = {key: value.clone().requires_grad_() for key, value in _values(found, trace).items()}
     everything = tuple(s.reading(values) for s in found)
-    with shortened(model, everything, Feed(_size(batch), values), last), torch.enable_grad():
+    with shortened(model, everything, Feed(sizes(batch), values), last), torch.enable_grad():
         results = forward(batch)
         reached = torch.autograd.grad(results.sum(), list(values.values()), allow_unused=True)
     read = [key for key, gradient in zip(values, reached, strict=True) if gradient is not None]
@@ -239,17 +241,15 @@ def _is_exact(
     last: LastLayer | None,
 ) -> bool:
     trace = run_traced(model, partial(forward, batch), trained, last)
-    is_padding = ~batch.attention_mask.bool()
     values = {}
     for key, value in _values(found, trace).items():
-        if key.per == "token" and value.shape[:2] != batch.input_ids.shape:
+        if value.shape[: len(sizes(batch)[key.per])] != sizes(batch)[key.per]:
             return False
-        values[key] = (
-            value.masked_fill(is_padding.view(*is_padding.shape, *(1,) * (value.dim() - 2)), 0)
-            if (key.per == "token")
-            else value
-        )
-    with shortened(model, found, Feed(_size(batch), values, fill=float("nan")), last):
+        is_there = batch.is_there(key.per)
+        if is_there is not None:
+            value = value.masked_fill(~is_there.view(*is_there.shape, *(1,) * (value.dim() - 2)), 0)  # noqa: PLW2901
+        values[key] = value
+    with shortened(model, found, Feed(sizes(batch), values, fill=float("nan")), last):
         outputs = with_gradients(partial(forward, batch), trained)
     return are_close(outputs, trace.outputs)
 
@@ -263,9 +263,13 @@ def _is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())))
 
 
-def _size(batch: Batch) -> tuple[int, int]:
-    B, T = batch.input_ids.shape
-    return B, T
+def sizes(batch: Batch) -> dict[Per, tuple[int, ...]]:
+    """How many vectors of each kind a batch has: sequences, by tokens of the encoder and of the decoder."""
+    S, T = batch.input_ids.shape
+    found: dict[Per, tuple[int, ...]] = {"row": (S,), "token": (S, T)}
+    if batch.decoder_input_ids is not None:
+        found["target"] = (S, batch.decoder_input_ids.shape[1])
+    return found
 
 
 class _AllSeenError(Exception):

@@ -50,8 +50,9 @@ def read_hub(name: str, subset: str | None) -> dict[str, Table]:
 
 
 def _table(name: str, rows: Any) -> Table:
-    class_names = {column: feature.names for column, feature in rows.features.items() if hasattr(feature, "names")}
-    scalars = [column for column, feature in rows.features.items() if _is_scalar(feature)]
+    features = {column: _inner(feature) for column, feature in rows.features.items()}
+    class_names = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+    scalars = [column for column, feature in features.items() if _is_scalar(feature)]
     return Table(
         name,
         tuple(scalars),
@@ -60,6 +61,11 @@ def _table(name: str, rows: Any) -> Table:
         "row",
         {column: tuple(names) for column, names in class_names.items()},
     )
+
+
+def _inner(feature: Any) -> Any:
+    """What a list is made of; the feature itself where it is none."""
+    return getattr(feature, "feature", feature)
 
 
 def _is_scalar(feature: Any) -> bool:

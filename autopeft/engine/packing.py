@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
-from autopeft.engine.fitting import Answer, Fitting, Learn, Score, Wanted
+from autopeft.engine.fitting import Answer, Fitting, Learn, Score, Scored, Wanted
 from autopeft.engine.micro_batches import StepTooLargeError, told_once
 from autopeft.engine.packed import PackedModel
 from autopeft.engine.pulse import Beat, no_beat
@@ -192,7 +192,8 @@ class PackedTrials:
                 self._part(trials, error)
         for trial in trials:
             assert isinstance(trial.wanted, Score)
-            answer = partial(_known, kept.get(trial, []), partial(self._alone, trial, trial.wanted.split))
+            forward = partial(_known, kept.get(trial, []), partial(self._alone, trial, trial.wanted.split))
+            answer = Scored(forward, partial(self._whole, trial))
             ended += self._go_on(trial, partial(trial.fitting.send, answer))
         return ended
 
@@ -243,15 +244,22 @@ class PackedTrials:
         self._drop(trial)
         try:
             if best is not None:
-                with self._base.adapted(trial.job.architecture, dropout=0.0, seed=trial.job.seed) as adapted:
-                    with torch.no_grad():
-                        for parameter, value in zip(trained_of(adapted), trial.trained, strict=True):
-                            parameter.copy_(value)
+                with self._whole(trial) as adapted:
                     save_adapter(adapted, trial.job.folder)
             seconds = time.monotonic() - trial.start
             return self._trainer.result(trial.job, trial.spec, trial.rows, best, records, seconds, trial.measured)
         except Exception as error:
             return error
+
+    @contextmanager
+    def _whole(self, trial: _Trial) -> Iterator[Any]:
+        """The trial's adapters in the model, as they are now, and no others."""
+        self._install(None)
+        with self._base.adapted(trial.job.architecture, dropout=0.0, seed=trial.job.seed) as adapted:
+            with torch.no_grad():
+                for parameter, value in zip(trained_of(adapted), trial.trained, strict=True):
+                    parameter.copy_(value)
+            yield adapted
 
     def _drop(self, trial: _Trial) -> None:
         self._install(None)

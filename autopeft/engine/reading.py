@@ -8,7 +8,7 @@ from autopeft.engine.splits import Texts
 from autopeft.engine.tables import BadRows, Table, shown
 from autopeft.errors import DataError
 
-__all__ = ["read_texts", "refuse_swallowed", "without_unlabelled_test"]
+__all__ = ["read_targets", "read_texts", "refuse_swallowed", "without_unlabelled_test"]
 
 
 def without_unlabelled_test(tables: Mapping[str, Table], label: str, notes: list[str]) -> dict[str, Table]:
@@ -50,6 +50,23 @@ def _text_problem(texts: Sequence[object], columns: Sequence[str]) -> str | None
         if len(texts) == 2 and not text.strip():
             return f"half of a pair is missing: '{shown(column)}' is empty"
     return None
+
+
+def read_targets(table: Table, column: str) -> tuple[str, ...]:
+    """The texts that a model is to make.
+
+    Raises:
+        DataError: one is missing, empty or no text.
+    """
+    bad = BadRows(table.name, table.unit)
+    for line, text in zip(table.lines, table.column(column), strict=True):
+        if not isinstance(text, str):
+            what = "no text" if text is None else f"not text but {type(text).__name__}"
+            bad.add(line, f"{what} in '{shown(column)}'")
+        elif not text.strip():
+            bad.add(line, f"'{shown(column)}' is empty: there is nothing to learn")
+    bad.refuse()
+    return tuple(table.column(column))
 
 
 def refuse_swallowed(tables: Mapping[str, Table], label: str) -> None:

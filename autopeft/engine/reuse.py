@@ -7,7 +7,7 @@ whichever worker it runs.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autopeft.engine.activation_cache import ActivationCache, Kept, write
 from autopeft.engine.activation_stores import Entry, FileStore, MemoryStore
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
-from autopeft.engine.frozen_part import are_close, captured, find_frozen, shortened, with_gradients
+from autopeft.engine.frozen_part import are_close, captured, find_frozen, shortened, sizes, with_gradients
 from autopeft.engine.last_layer import LastLayer, Reads, token_read
 from autopeft.engine.stand_ins import Feed, StandIn
 from autopeft.hybrid.sites import find_sites
@@ -91,8 +91,8 @@ class NoReuse:
     """Why, for people."""
 
     @contextmanager
-    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[Callable[[str, Batch], Tensor]]:
-        yield lambda split, batch: forward(batch)
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator["ShortenedModel"]:
+        yield ShortenedModel(lambda split, batch: forward(batch), ExitStack(), nullcontext)
 
     def plan(self, architecture: Architecture, forward: Forward) -> "Plan":
         return Plan()
@@ -107,8 +107,32 @@ class NoReuse:
         return None
 
 
+@dataclass(frozen=True)
+class ShortenedModel:
+    """Runs an adapted model on a batch of a named split, its frozen part stood in for."""
+
+    run: Callable[[str, Batch], Tensor]
+    parts: ExitStack
+    shorten: Callable[[], AbstractContextManager[None]]
+
+    def __call__(self, split: str, batch: Batch) -> Tensor:
+        return self.run(split, batch)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within it, the model itself runs whole, on whatever it is given."""
+        self.parts.close()
+        try:
+            yield
+        finally:
+            self.parts.enter_context(self.shorten())
+
+
 class FrozenPartReuse:
-    """For the trials of one worker on one model; `splits` are those that each trial reads."""
+    """For the trials of one worker on one model; `splits` are those that each trial reads.
+
+    `may_read_one`: the head may read one token only; whether it does is found.
+    """
 
     def __init__(
         self,
@@ -117,8 +141,11 @@ class FrozenPartReuse:
         device: torch.device,
         memory: CacheMemory,
         site_map: SiteMap = NO_SITE_MAP,
+        *,
+        may_read_one: bool = True,
     ) -> None:
         self._model = model
+        self._may_read_one = may_read_one
         self._splits = splits
         self._device = device
         self._cache = memory.cache(splits, device)
@@ -135,7 +162,7 @@ class FrozenPartReuse:
         self._log = logging.getLogger(__name__)
 
     @contextmanager
-    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[Callable[[str, Batch], Tensor]]:
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator["ShortenedModel"]:
         """Within it, the adapted model starts at what `architecture` adapts first, where that can be, and ends with the
         token that the head reads. `forward` runs it on a batch; what is given does so for a batch of the named split.
         """
@@ -148,12 +175,14 @@ class FrozenPartReuse:
             batch = batch.to(self._device)
             if last is not None:
                 last.at(batch)
-            feed.size = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+            feed.sizes = sizes(batch)
             feed.values = {one.key: self.read(one, split, batch) for one in kept}
             return forward(batch)
 
-        with shortened(self._model, plan.stand_ins, feed, last):
-            yield run
+        with ExitStack() as parts:
+            shorten = partial(shortened, self._model, plan.stand_ins, feed, last)
+            parts.enter_context(shorten())
+            yield ShortenedModel(run, parts, shorten)
 
     def last_layer(
         self, reads: Reads | None, present: Callable[[Tensor], Tensor] = lambda of_all: of_all
@@ -187,9 +216,9 @@ class FrozenPartReuse:
     def _find_plans(self, forward: Forward, trained: Sequence[nn.Parameter]) -> Iterator[Plan]:
         """The ways to cut the model, the one that leaves least to compute first; the last needs no cache."""
         batches = _examples(self._splits["train"], self._device)
-        reads: Reads | None = self._tried(
-            partial(self._read, forward, batches, trained), "the last layer computes all tokens"
-        )
+        reads: Reads | None = None
+        if self._may_read_one:
+            reads = self._tried(partial(self._read, forward, batches, trained), "the last layer computes all tokens")
         last = self.last_layer(reads)
         for whole_layers in (False, True) if self._cache.share else ():
             find = partial(
@@ -275,4 +304,13 @@ def _examples(split: TokenisedSplit, device: torch.device) -> tuple[Batch, Batch
     order = split.lengths.argsort(stable=True)
     n = len(order)
     first, second = (order[[min(n - 1, int(share * n)) for share in shares]] for shares in ((0, 0.3, 0.5), (0.1, 0.8)))
-    return split.batch(first).to(device), split.batch(second).to(device)
+    return _example(split, first).to(device), _example(split, second).to(device)
+
+
+def _example(split: TokenisedSplit, rows: Tensor) -> Batch:
+    """A batch in which what an encoder reads and what a decoder reads are told apart by their lengths."""
+    batch = split.batch(rows)
+    T = batch.input_ids.shape[1]
+    if batch.decoder_input_ids is not None and batch.decoder_input_ids.shape[1] == T:
+        return split.batch(rows, multiple_of=T + 1)
+    return batch

@@ -1,18 +1,19 @@
 """An adapted model on all rows of a split: its predictions and losses, scored by metrics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
-from autopeft.engine.metrics import METRICS, interval
-from autopeft.engine.problem_names import METRICS_OF
+from autopeft.engine.direction import sought
+from autopeft.engine.metrics import Metric, find_metric, interval
+from autopeft.engine.problem_names import GENERATED, METRICS_OF
 from autopeft.engine.problems import Problem
 
-__all__ = ["Judged", "judge", "metric_names"]
+__all__ = ["Judged", "judge", "metrics_of", "searched"]
 
 INTERVAL_SEED = 0
 
@@ -31,15 +32,30 @@ class Judged:
     @property
     def loss(self) -> float:
         """The mean over all losses."""
-        return float(self.losses.sum() / self.weights.sum())
+        return float(self.losses.sum() / self.weights.sum().clamp(min=1))
 
-    def scores(self, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    def scores(self, metrics: Sequence[Metric]) -> tuple[tuple[str, float], ...]:
         """These metrics, then the loss."""
-        return (*((name, METRICS[name].score(self.predicted, self.true)) for name in names), ("loss", self.loss))
+        scores = {metric.name: metric.score(*self._read(metric)) for metric in metrics}
+        return tuple({**scores, "loss": self.loss}.items())
 
-    def interval(self, name: str) -> tuple[float, float]:
+    def interval(self, metric: Metric) -> tuple[float, float]:
         """95 % bootstrap interval of a metric over the rows."""
-        return interval(METRICS[name], self.predicted, self.true, seed=INTERVAL_SEED)
+        return interval(metric, *self._read(metric), seed=INTERVAL_SEED)
+
+    def _read(self, metric: Metric) -> tuple[Any, Any]:
+        if metric.reads == "losses":
+            return self.losses.numpy(), self.weights.numpy()
+        return self.predicted, self.true
+
+    def with_texts(self, texts: Sequence[str]) -> "Judged":
+        """With the texts that the model made as its predictions."""
+        return replace(self, predicted=texts)
+
+
+def searched(metric: Metric, scores: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    """Scores of which the first is `metric`'s, with that as a search maximises it."""
+    return (sought(*scores[0]), *scores) if metric.is_minimised else scores
 
 
 def judge(problem: Problem, split: TokenisedSplit, batch_size: int, forward: Callable[[Batch], Tensor]) -> Judged:
@@ -57,7 +73,8 @@ def judge(problem: Problem, split: TokenisedSplit, batch_size: int, forward: Cal
     return Judged(*problem.compared(predicted, split), losses, weights)
 
 
-def metric_names(metric: str, problem: Problem) -> tuple[str, ...]:
-    """The metric of the search, then the others that make sense for its problem."""
-    others = (name for name in METRICS_OF[problem.name] if name != "f1" or problem.n_outputs == 2)
-    return tuple(dict.fromkeys([metric, *others]))
+def metrics_of(metric: str, problem: Problem) -> tuple[Metric, ...]:
+    """The metric of the search, then the others that make sense for its problem and are cheap."""
+    left_out = {*GENERATED, *(() if problem.n_outputs == 2 else ("f1",))}
+    others = (name for name in METRICS_OF[problem.name] if name not in left_out)
+    return tuple(find_metric(name, problem.name) for name in dict.fromkeys([metric, *others]))

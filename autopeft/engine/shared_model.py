@@ -15,11 +15,14 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from autopeft.engine.models import PACKAGE, find_model, load_tokenizer, read_config
+from autopeft.engine.batches import TokenisedSplit
+from autopeft.engine.images import load_image_reader
+from autopeft.engine.models import PACKAGE, check_fits, find_model, load_tokenizer, read_config
 from autopeft.engine.precision import DTYPES, can_bfloat16
 from autopeft.engine.problems import Problem
 from autopeft.engine.quantisation import keep_layout, loading_options
 from autopeft.engine.recipe import Quantisation
+from autopeft.engine.splits import Split
 from autopeft.errors import AutopeftError, ModelError
 from autopeft.hybrid import HybridConfig, load_strict, read_anatomy
 from autopeft.hybrid.layers import HybridLayer
@@ -40,6 +43,7 @@ class SharedModel:
 
     model: Any
     tokenizer: Any
+    """Or how it wants its images, where it reads those."""
     head: tuple[str, ...]
     """Names of the modules that are trained and saved whole."""
     problem: Problem
@@ -74,14 +78,17 @@ class SharedModel:
             EnvironmentProblem: the Python package that holds it is not installed.
         """
         folder = find_model(name, revision)
-        tokenizer = load_tokenizer(name, folder)
         model, absent = _load_model(name, folder, problem, dtype, device, quantisation)
-        model.config.pad_token_id = tokenizer.pad_token_id
+        if problem.reads_images:
+            tokenizer: Any = load_image_reader(name, folder, model.config)
+        else:
+            tokenizer = load_tokenizer(name, folder)
+            model.config.pad_token_id = tokenizer.pad_token_id
         for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
             config.use_cache = False
         if not (name.startswith(PACKAGE) or Path(name).expanduser().is_dir()):
             model.name_or_path = name  # adapter configs name their base by this: a hub id, not a folder of the cache
-        head = _head_names(name, model, absent)
+        head = _head_names(name, model, absent, problem.has_head)
         for part in head:
             model.get_submodule(part).float()
         if quantisation == "none":
@@ -89,8 +96,15 @@ class SharedModel:
         return cls(model.eval().requires_grad_(False), tokenizer, head, problem, device, dtype, site_map)
 
     @property
+    def n_known_tokens(self) -> int:
+        """The size of its vocabulary."""
+        return 1 if self.problem.reads_images else int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
     def max_tokens(self) -> int:
-        """The longest input, in tokens, that model and tokeniser take."""
+        """The longest input, in tokens, that model and tokeniser take; an image counts as one."""
+        if self.problem.reads_images:
+            return 1
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if not isinstance(positions, int) or positions < 1:
             return int(self.tokenizer.model_max_length)
@@ -99,6 +113,10 @@ class SharedModel:
         unused = getattr(embeddings, "padding_idx", None)
         positions -= 0 if unused is None else unused + 1
         return min(int(self.tokenizer.model_max_length), positions)
+
+    def encode(self, split: Split, max_length: int) -> TokenisedSplit:
+        """The rows as this model reads them, at most `max_length` tokens each."""
+        return self.problem.encode(split, self.tokenizer, max_length, self.model.config)
 
     @contextmanager
     def adapted(self, architecture: Architecture, *, dropout: float, seed: int) -> Iterator[PeftModel]:
@@ -207,8 +225,7 @@ def _load_model(
     from transformers.utils import logging
 
     config, auto = read_config(name, folder), getattr(transformers, problem.auto)
-    if type(config) not in auto._model_mapping:
-        raise ModelError(f"{name}: transformers has no {config.model_type} model for {problem.name} ({problem.auto})")
+    check_fits(name, config, problem)
     problem.configure(config)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -236,21 +253,22 @@ def _load_model(
     return model, frozenset(report["missing_keys"]) | odd
 
 
-def _head_names(name: str, model: Any, absent: frozenset[str]) -> tuple[str, ...]:
-    """Modules after the base model, and its pooler where that is absent from the checkpoint."""
+def _head_names(name: str, model: Any, absent: frozenset[str], has_head: bool) -> tuple[str, ...]:
+    """Modules after the base model, and its pooler where that is absent from the checkpoint; none where the head is the
+    model's own."""
     base = model.base_model_prefix
     names = [
         child
         for child, module in model.named_children()
-        if child != base and next(module.parameters(), None) is not None
+        if has_head and child != base and next(module.parameters(), None) is not None
     ]
     pooler = f"{base}.pooler"
-    if any(key.startswith(f"{pooler}.") for key in absent):
+    if has_head and any(key.startswith(f"{pooler}.") for key in absent):
         names.append(pooler)
     lost = sorted(key for key in absent if not key.startswith(tuple(f"{part}." for part in names)))
     if lost:
         raise ModelError(f"{name}: the checkpoint lacks {len(lost)} weights of the model, first {lost[0]}")
-    if not names:
+    if has_head and not names:
         raise ModelError(f"{name}: {type(model).__name__} has no task head that could be trained")
     return tuple(names)
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from autopeft.engine.delimited import read_csv, read_tsv
 from autopeft.engine.docstrings import docstring_rows
 from autopeft.engine.hub import read_hub
+from autopeft.engine.image_folders import image_tables
 from autopeft.engine.recipe import SplitNames, TaskSpec
 from autopeft.engine.tables import LONGEST_PATH, Table, read_json, read_jsonl, read_parquet, shown
 from autopeft.errors import DataError, did_you_mean
@@ -97,12 +98,15 @@ def _read_file(path: Path) -> Table:
 
 
 def _read_folder(folder: Path, names: SplitNames | None) -> dict[str, Table]:
-    """`train.*`, `validation.*` and `test.*` of a folder, or the files that `names` gives with or without suffix."""
+    """`train.*`, `validation.*` and `test.*` of a folder, or the files that `names` gives with or without suffix; in a
+    folder of images, folders."""
     name = shown(folder, LONGEST_PATH)
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS and file.is_file())
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or type(error).__name__}.") from error
+    if not files and (images := image_tables(folder)):
+        return _by_role(images, names, str(folder))
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_name[file.stem].append(file)

@@ -24,12 +24,16 @@ class Split:
     labels: tuple[Any, ...]
     """What is true of each row, as its problem has it: a class number, a real number, a tuple of numbers, a text."""
 
+    paths: tuple[str, ...] = ()
+    """Files of rows that are images; their texts are digests then."""
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: Sequence[int]) -> "Split":
         labels = tuple(self.labels[position] for position in positions)
-        return Split(tuple(self.texts[position] for position in positions), labels)
+        paths = tuple(self.paths[position] for position in positions) if self.paths else ()
+        return Split(tuple(self.texts[position] for position in positions), labels, paths)
 
 
 def normalised(texts: Texts) -> str:

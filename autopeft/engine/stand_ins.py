@@ -5,7 +5,7 @@ The model's own code runs on around them, so that each family makes its masks an
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from autopeft.engine.activation_cache import Kept, Key
+from autopeft.engine.batches import Per
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class StandIn:
 class Feed:
     """What stand-ins hand over in the next forward pass."""
 
-    size: tuple[int, int] = (0, 0)
-    """Rows and tokens of the batch."""
+    sizes: Mapping[Per, tuple[int, ...]] = field(default_factory=dict)
+    """Of the batch."""
     values: Mapping[Key, Tensor] | None = None
     fill: float = 0.0
     """What blank outputs are filled with."""
@@ -82,8 +83,8 @@ class Feed:
     def _blank(self, kept: Kept) -> Tensor:
         like = next(iter(self.values.values())) if self.values else None
         device = None if like is None else like.device
-        rows = self.size if kept.key.per == "token" else self.size[:1]
-        return torch.full((), self.fill, dtype=kept.dtype, device=device).expand(*rows, *kept.shape)
+        size = self.sizes[kept.key.per]
+        return torch.full((), self.fill, dtype=kept.dtype, device=device).expand(*size, *kept.shape)
 
 
 @contextmanager

@@ -59,13 +59,15 @@ class Table:
     rows: Sequence[Row]
     lines: Sequence[int]
     """Where each row begins, counted from 1."""
-    unit: Literal["line", "row"] = "line"
+    unit: Literal["line", "row", "image"] = "line"
     """What `lines` counts."""
     label_names: Mapping[str, tuple[str, ...]] | None = None
     """By column: the names of the classes 0, 1, …, where the file tells them."""
     swallowed: Sequence[tuple[int, Sequence[str]]] = ()
     """Lines inside a quoted field that could be rows, and their pieces: text, or the trace of a forgotten quote."""
     notes: tuple[str, ...] = ()
+    holds_images: bool = False
+    """Whether the column `image` has the paths of images."""
 
     def column(self, name: str) -> list[Any]:
         """The values of one column, `ABSENT` where a row does not have it."""
@@ -166,7 +168,7 @@ def read_parquet(path: Path) -> Table:
     name = shown(path, LONGEST_PATH)
     try:
         schema = pyarrow.parquet.read_schema(path)
-        names = [field.name for field in schema if _is_scalar(field.type)]
+        names = [field.name for field in schema if _is_readable(field.type)]
         content = pyarrow.parquet.read_table(path, columns=names)
         rows = content.to_pylist()
     except (pyarrow.ArrowException, ValueError, OSError) as error:
@@ -279,9 +281,12 @@ def one_line(error: BaseException) -> str:
     return shown(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
-def _is_scalar(kind: Any) -> bool:
+def _is_readable(kind: Any) -> bool:
+    """Text, numbers and truth values, and lists of them."""
     from pyarrow import types
 
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _is_readable(kind.value_type)
     tests: Iterator[Callable[[Any], bool]] = iter(
         (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
     )
@@ -293,9 +298,9 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> Mapping[str, tuple[str, ...
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {
-            column: tuple(map(str, feature["names"]))
+            column: tuple(map(str, one["names"]))
             for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if isinstance(feature, dict) and (one := feature.get("feature", feature)).get("_type") == "ClassLabel"
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}

@@ -9,6 +9,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
 from autopeft.engine.data import TaskData
 from autopeft.engine.devices import choose_device, name_of
-from autopeft.engine.fitting import Fitting, alone, scored
+from autopeft.engine.fitting import Fitting, Scored, alone, scored
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
+from autopeft.engine.generating import generate
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.micro_batches import MemoryFit, backward, told_once
 from autopeft.engine.models import load_anatomy
@@ -31,7 +33,7 @@ from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.quantisation import is_exact_by_row
 from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
 from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, NoReuse
-from autopeft.engine.scoring import Judged, judge, metric_names
+from autopeft.engine.scoring import Judged, judge, metrics_of, searched
 from autopeft.engine.shared_model import (
     SharedModel,
     choose_dtype,
@@ -124,8 +126,8 @@ class TransformerBackend:
             quantisation=self.recipe.model.quantisation,
         )
         longest = min(self.recipe.training.max_length, base.max_tokens)
-        splits = {name: base.problem.encode(split, base.tokenizer, longest) for name, split in self.data.splits.items()}
-        n_known = base.model.get_input_embeddings().num_embeddings
+        splits = {name: base.encode(split, longest) for name, split in self.data.splits.items()}
+        n_known = base.n_known_tokens
         if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
             raise ModelError(
                 f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
@@ -152,11 +154,12 @@ class TransformerTrainer:
         self._beat = no_beat
         """Of the order in work."""
         self._problem = base.problem
-        self._metrics = metric_names(recipe.task.metric_for(base.problem.name), base.problem)
-        searched = {name: splits[name] for name in ("train", "validation")}
+        self._metrics = metrics_of(recipe.task.metric_for(base.problem.name), base.problem)
+        read = {name: splits[name] for name in ("train", "validation")}
         self._reuse: FrozenPartReuse | NoReuse = NoReuse("off: 8-bit products hang on all rows of a batch")
         if is_exact_by_row(recipe.model.quantisation):
-            self._reuse = FrozenPartReuse(base.model, searched, base.device, cache, base.site_map)
+            reads_one = base.problem.reads_one_token
+            self._reuse = FrozenPartReuse(base.model, read, base.device, cache, base.site_map, may_read_one=reads_one)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
@@ -225,7 +228,7 @@ class TransformerTrainer:
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
                     groups = parameter_groups(adapted, spec)
                     fitting = self.fit(trained_of(adapted), groups, spec, rows, job, start, tell, on_step)
-                    best, records = alone(fitting, forward, partial(let_adapters_drop, adapted))
+                    best, records = alone(fitting, forward, adapted, partial(let_adapters_drop, adapted))
                 if best is not None:
                     save_adapter(adapted, job.folder)
                 return best, records, *measured
@@ -296,7 +299,7 @@ class TransformerTrainer:
         """
         self._beat = beat
         with self._base.loaded(job.folder) as adapted:
-            judged = self._judged(partial(self._forward, adapted), split)
+            judged = self._judged(Scored(partial(self._forward, adapted), partial(nullcontext, adapted)), split)
         return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
 
     def fit(
@@ -327,7 +330,7 @@ class TransformerTrainer:
                 share = rate_at(step, steps_per_epoch * spec.epochs, spec.warmup_fraction)
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
-                weights = self._problem.weights(batch.labels).sum().to(total.device)
+                weights = self._problem.weights(batch.labels).sum().clamp(min=1).to(total.device)
                 losses = yield from backward(split, batch, rows, weights, self._losses)
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
@@ -337,8 +340,8 @@ class TransformerTrainer:
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
                 on_step(losses / weights)
-            forward = yield from scored("validation")
-            metrics = self._judged(forward, "validation").scores(self._metrics)
+            model = yield from scored("validation")
+            metrics = searched(self._metrics[0], self._judged(model, "validation").scores(self._metrics))
             record = EpochRecord(epoch, step, float(total / n), metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
@@ -367,8 +370,13 @@ class TransformerTrainer:
         """The sum of a batch's losses."""
         return self._problem.losses(outputs, batch.labels.to(outputs.device)).sum()
 
-    def _judged(self, forward: Callable[[Batch], Tensor], split: str) -> Judged:
-        return self.memory_fit.evaluated(lambda rows: judge(self._problem, self._splits[split], rows, forward))
+    def _judged(self, model: Scored, split: str) -> Judged:
+        rows = self._splits[split]
+        judged = self.memory_fit.evaluated(lambda size: judge(self._problem, rows, size, model.forward))
+        if self._metrics[0].reads != "texts":
+            return judged
+        with model.whole() as adapted:
+            return judged.with_texts(self.memory_fit.evaluated(lambda size: generate(self._base, adapted, rows, size)))
 
     def _peak_memory(self) -> int | None:
         device = self._base.device

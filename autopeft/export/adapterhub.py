@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.engine.models import load_anatomy
 from autopeft.errors import ExportError
 from autopeft.export.spec import AdapterSpec
-from autopeft.export.target import WEIGHTS_FILE, weights_of, write_spec
+from autopeft.export.target import WEIGHTS_FILE, refuse_other_problems, weights_of, write_spec
 from autopeft.resources import atomic_write
 from autopeft.space.architecture import Placement
 
@@ -62,6 +62,7 @@ def write_adapters(source: Path, spec: AdapterSpec, folder: Path) -> None:
         ExportError: `adapters` does not hold the model or some modules; names them all.
         ModelError: the base model's config cannot be read.
     """
+    refuse_other_problems(spec, "adapters", "classification", "regression")
     from safetensors.torch import load_file, save_file
 
     placements = spec.parsed_architecture.placements

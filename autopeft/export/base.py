@@ -39,9 +39,11 @@ def base_model_of(folder: Path) -> Any:
     source = find_model(name, revision)
     known = read_config(name, source)
     task = str(config.get("task_type"))
-    if task == "SEQ_CLS":
+    # Tasks that PEFT has no name for: it then writes down the class of the model.
+    named = str((config.get("auto_mapping") or {}).get("base_model_class", ""))
+    if task in ("SEQ_CLS", "TOKEN_CLS") or "For" in named:
         known.num_labels = _n_outputs(folder)
-    auto = getattr(transformers, _AUTO_CLASSES.get(task, "AutoModel"))
+    auto = getattr(transformers, _AUTO_CLASSES.get(task, named if named in dir(transformers) else "AutoModel"))
     try:
         return auto.from_pretrained(
             str(source), config=known, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True

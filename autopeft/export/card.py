@@ -1,6 +1,7 @@
 """The README of an exported adapter: what it is, what it scored, how to load it."""
 
 from autopeft.export.spec import AdapterSpec, Evidence
+from autopeft.export.target import problem_of
 from autopeft.space.layer_map import layer_map
 
 _SPECIAL = str.maketrans(
@@ -100,7 +101,8 @@ def _opening(spec: AdapterSpec) -> str:
 
 
 def _snippet(spec: AdapterSpec, is_plain_lora: bool) -> list[str]:
-    n_outputs = max(1, len(spec.task.labels))
+    problem = problem_of(spec)
+    heads = f", num_labels={problem.n_outputs}" if problem.has_head and problem.n_outputs else ""
     name = repr(spec.base_model.name)
     lines = []
     if spec.base_model.name.startswith("package:"):
@@ -111,15 +113,15 @@ def _snippet(spec: AdapterSpec, is_plain_lora: bool) -> list[str]:
     return [
         *lines,
         "from peft import PeftModel",
-        "from transformers import AutoModelForSequenceClassification",
+        f"from transformers import {problem.auto}",
         "",
-        f"base = AutoModelForSequenceClassification.from_pretrained({name}, num_labels={n_outputs})",
+        f"base = {problem.auto}.from_pretrained({name}{heads})",
         'model = PeftModel.from_pretrained(base, "PATH OF THIS FOLDER").eval()',
     ]
 
 
 def _labels(spec: AdapterSpec) -> list[str]:
-    if not spec.task.labels:
+    if not spec.task.labels or problem_of(spec).n_outputs != len(spec.task.labels):
         return []
     return ["Outputs: " + ", ".join(f"{i} = {_text(label)}" for i, label in enumerate(spec.task.labels)) + ".", ""]
 

@@ -1,8 +1,8 @@
 """An untrained adapter as a folder, for pipelines that can only go on with an adapter that exists.
 
 No weights of the base model are read or allocated: adapters are drawn as they are for a new model, and the task head,
-where there is one, as transformers draws it. A causal model is taken with its language-model head, any other as a
-classifier of the spec's labels.
+where there is one, as transformers draws it. A causal model is taken with its language-model head, any other with
+the head of the spec's problem.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.errors import ExportError
 from autopeft.export.plain_lora import is_plain_lora, write_plain_lora
 from autopeft.export.spec import AdapterSpec
-from autopeft.export.target import WEIGHTS_FILE, write_spec
+from autopeft.export.target import WEIGHTS_FILE, problem_of, write_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,10 +80,11 @@ def _write_hybrid(spec: AdapterSpec, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def _without_weights(spec: AdapterSpec) -> tuple[Any, str]:
+def _without_weights(spec: AdapterSpec) -> tuple[Any, str | None]:
     """The base model on the meta device with the head of a task, and PEFT's name of that task."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
+    from transformers import AutoModelForCausalLM
 
     from autopeft.engine.models import load_config
     from autopeft.hybrid import anatomy_of
@@ -92,10 +93,11 @@ def _without_weights(spec: AdapterSpec) -> tuple[Any, str]:
     is_causal = (
         anatomy_of(config, spec.base_model.sites).is_causal and type(config) in AutoModelForCausalLM._model_mapping
     )
-    config.num_labels = max(1, len(spec.task.labels))
-    auto = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
+    problem = problem_of(spec)
+    problem.configure(config)
+    auto = AutoModelForCausalLM if is_causal else getattr(transformers, problem.auto)
     with torch.device("meta"):
-        return auto.from_config(config), "CAUSAL_LM" if is_causal else "SEQ_CLS"
+        return auto.from_config(config), "CAUSAL_LM" if is_causal else problem.task_type
 
 
 def _drawn(adapted: Any) -> dict[str, "Tensor"]:

@@ -6,7 +6,7 @@ Each reads `autopeft_spec.json` beside it, takes model and data as options, and 
 from pathlib import Path
 
 from autopeft.export.spec import AdapterSpec
-from autopeft.export.target import causal_anatomy, write_spec
+from autopeft.export.target import causal_anatomy, refuse_other_problems, write_spec
 from autopeft.resources import atomic_write
 
 SCRIPT = "train.py"
@@ -154,7 +154,12 @@ model.save_pretrained(Path(given.out) / "adapter")
 
 
 def write_trainer(source: Path, spec: AdapterSpec, folder: Path) -> None:
-    """train.py for the HF Trainer, and the spec."""
+    """train.py for the HF Trainer, and the spec.
+
+    Raises:
+        ExportError: the adapter is not for classification or regression of texts.
+    """
+    refuse_other_problems(spec, "the script for the HF Trainer", "classification", "regression")
     atomic_write(folder / SCRIPT, _TRAINER)
     write_spec(source, spec, folder)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from autopeft.config import Frozen
+from autopeft.engine.direction import told
 from autopeft.errors import ExportError
 from autopeft.space.architecture import Architecture
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
@@ -85,7 +86,7 @@ class HeldOutEvidence(Frozen):
     split: str
     rows: int
     metrics: Mapping[str, float]
-    """The maximised metric first."""
+    """The metric of the search first."""
     interval: tuple[float, float]
     """95 % bootstrap interval of that metric over the rows; the spread over seeds is not in it."""
 
@@ -118,7 +119,7 @@ class Evidence(Frozen):
     """What was measured for this architecture."""
 
     metric: str
-    """What was maximised."""
+    """What the search was for."""
     validation: float
     """At the best epoch, on the split that the search selects by: optimistic."""
     held_out: HeldOutEvidence | None
@@ -141,7 +142,7 @@ class Origin(Frozen):
     task: str
     """Data set that it was found on."""
     metric: str
-    """What the search maximised."""
+    """What the search was for."""
     validation: float
     """What it scored there, on the rows that selected it."""
     layers: tuple[str, ...] = ()
@@ -199,6 +200,7 @@ def spec_of(view: StudyView, trial: TrialRecord) -> AdapterSpec:
     context = view.summary.get(CONTEXT_SUMMARY)
     if not isinstance(context, dict):
         raise ExportError("the study does not record its model and data: it was not made by `autopeft search`")
+    metric, validation = told(view.identity.metric.value, trial.score)
     held_out = view.summary.get(HELD_OUT_SUMMARY)
     of_this_trial = isinstance(held_out, dict) and held_out.get("trial") == trial.number
     data = {
@@ -217,8 +219,8 @@ def spec_of(view: StudyView, trial: TrialRecord) -> AdapterSpec:
         "recipe": context["recipe"],
         "task": context["task"],
         "evidence": {
-            "metric": view.identity.metric.value,
-            "validation": trial.score,
+            "metric": metric,
+            "validation": validation,
             "held_out": {k: v for k, v in held_out.items() if k != "trial"} if of_this_trial and held_out else None,
             "trial": trial.number,
             "trials": sum(t.state == "complete" for t in view.trials),

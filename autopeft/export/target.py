@@ -10,6 +10,7 @@ from autopeft.export.spec import SPEC_FILE, AdapterSpec
 from autopeft.resources import atomic_write
 
 if TYPE_CHECKING:
+    from autopeft.engine.problems import Problem
     from autopeft.space.anatomy import Anatomy
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -41,6 +42,29 @@ def weights_of(source: Path, spec: AdapterSpec) -> Path:
 def write_spec(source: Path, spec: AdapterSpec, folder: Path) -> None:
     """autopeft_spec.json alone."""
     atomic_write(folder / SPEC_FILE, spec.to_text())
+
+
+def problem_of(spec: AdapterSpec) -> "Problem":
+    """What kind of task the adapter was trained for; classification in specs that do not say."""
+    from autopeft.engine.problems import PROBLEMS
+
+    name = dict(spec.recipe.get("task", {})).get("problem") or "classification"
+    if name not in PROBLEMS:
+        raise ExportError(f"the spec is for a problem '{name}', which this version does not know")
+    return PROBLEMS[name](spec.task.labels)
+
+
+def refuse_other_problems(spec: AdapterSpec, target: str, *held: str) -> None:
+    """
+    Raises:
+        ExportError: the adapter is not for one of the problems that `target` holds.
+    """
+    name = problem_of(spec).name
+    if name not in held:
+        raise ExportError(
+            f"{target} holds {' and '.join(held)}, the adapter is for {name}. Use --target autopeft, and in your own "
+            "code autopeft.load or autopeft.apply"
+        )
 
 
 def causal_anatomy(spec: AdapterSpec, target: str) -> "Anatomy":

@@ -12,9 +12,11 @@ import psutil
 
 from autopeft.config import to_yaml
 from autopeft.engine.data import TaskData, load_data
+from autopeft.engine.direction import sought
 from autopeft.engine.fingerprint import fingerprint
 from autopeft.engine.memory import default_cache_memory, parse_memory
-from autopeft.engine.models import load_anatomy
+from autopeft.engine.metrics import find_metric
+from autopeft.engine.models import check_fits, load_anatomy, load_config
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TaskSpec, TrainingSpec, TrialRecipe, load_recipe
 from autopeft.errors import ConfigError
@@ -216,6 +218,7 @@ def resolve_task(settings: SearchSettings, recipe: TrialRecipe, site_map: SiteMa
     source = settings.data or recipe.task.dataset or embedded.task.dataset
     data = load_data(recipe.task, None if source == recipe.task.dataset else source, settings.seed)
     anatomy = load_anatomy(model, revision, site_map)
+    check_fits(model, load_config(model, revision), data.problem, anatomy)
     recipe = recipe.model_copy(update={"task": recipe.task.resolved(data.problem.name)})
     return Task(recipe, model, revision, anatomy, data, site_map, settings.site_map)
 
@@ -337,7 +340,9 @@ def _file(run: Path, name: str) -> str:
 
 def metric_part(task: TaskSpec) -> Part:
     """The metric of a resolved task, as a part of what is searched."""
-    return Part(task.metric or "", _hash([task.metric, task.problem]))
+    metric = find_metric(task.metric or "", task.problem or "")
+    name = sought(metric.name, 0.0)[0] if metric.is_minimised else metric.name
+    return Part(name, _hash([task.metric, task.problem]))
 
 
 def context_of(task: Task) -> dict[str, Any]:
@@ -369,8 +374,7 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
         *site_facts(task),
         (
             "data",
-            f"{task.data.name}: {splits} rows, {task.data.problem.describe()}; "
-            f"maximises {task.recipe.task.metric} on validation",
+            f"{task.data.name}: {splits} rows, {task.data.problem.describe()}; {_aim(task)} on validation",
         ),
         ("trial", f"at most {_protocol(task.recipe.training)}"),
     )
@@ -379,6 +383,11 @@ def _facts(task: Task) -> tuple[tuple[str, str], ...]:
 def _bits(recipe: TrialRecipe) -> str:
     quantisation = recipe.model.quantisation
     return "" if quantisation == "none" else f", frozen weights in {quantisation}"
+
+
+def _aim(task: Task) -> str:
+    metric = find_metric(task.recipe.task.metric or "", task.data.problem_name)
+    return f"{'minimises' if metric.is_minimised else 'maximises'} {metric.name}"
 
 
 def site_facts(task: Task) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from autopeft.engine.direction import told
 from autopeft.engine.pool import Chosen, Finished, Progress, Ready, WorkerPool
 from autopeft.engine.trial import Evaluation, TrialJob, TrialResult, read_result
 from autopeft.errors import AutopeftError, StudyCorruptError, StudyMismatchError
@@ -46,6 +47,12 @@ class TrainedSeed:
     result: TrialResult
     held_out: Mapping[str, Any]
     """As `HeldOutEvidence`."""
+
+    @property
+    def validation(self) -> float:
+        """At its best epoch."""
+        name, *_ = self.result.epochs[0].metrics[0]
+        return told(name, self.result.score or 0.0)[1]
 
     @property
     def figure(self) -> float:
@@ -118,7 +125,7 @@ def _train(
                         said = ", ".join(f"{name} {value}" for name, value in facts.items())
                         tell(f"worker   ready after {seconds:.1f} s: {said}")
                     case Progress(number=number, record=record):
-                        (name, value), *_ = record.metrics
+                        name, value = told(*record.metrics[0])
                         tell(f"seed {number:>4}  epoch {record.epoch}: {name} {value:.4f}, {record.seconds:.1f} s")
                     case Finished(result=result) if result.state == "failed":
                         failed.append(result)
@@ -130,7 +137,7 @@ def _train(
                         metric = plan.task.recipe.task.metric
                         tell(
                             f"seed {job.seed:>4}  {len(done)}/{plan.settings.seeds}  {metric} {trained.figure:.4f} "
-                            f"held out, {result.score:.4f} on validation, {result.seconds:.1f} s"
+                            f"held out, {trained.validation:.4f} on validation, {result.seconds:.1f} s"
                         )
     return tuple(failed)
 
@@ -213,13 +220,13 @@ def spec_of_training(plan: TrainPlan, seeds: tuple[TrainedSeed, ...]) -> Adapter
         "training": dict(plan.training),
         "evidence": {
             "metric": plan.task.recipe.task.metric,
-            "validation": best.result.score,
+            "validation": best.validation,
             "held_out": dict(best.held_out),
             "trial": old.evidence.trial if old else None,
             "trials": old.evidence.trials if old else None,
             "seed": old.evidence.seed if old else None,
             "seeds": {
-                "figures": [{"seed": s.job.seed, "validation": s.result.score, "held_out": s.figure} for s in seeds],
+                "figures": [{"seed": s.job.seed, "validation": s.validation, "held_out": s.figure} for s in seeds],
                 "mean": sum(figures) / len(figures),
                 "interval": list(interval) if interval else None,
                 "saved_seed": best.job.seed,

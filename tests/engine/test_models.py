@@ -9,9 +9,12 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from autopeft.engine.models import find_model, load_anatomy, load_config, load_tokenizer
+from autopeft.engine.models import check_fits, find_model, load_anatomy, load_config, load_tokenizer
+from autopeft.engine.problems import PROBLEMS
 from autopeft.errors import EnvironmentProblem, ModelError
+from autopeft.hybrid import anatomy_of
 from tests.engine.checkpoints import backend, checkpoint
+from tests.models import CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +212,19 @@ def test_a_tokeniser_without_padding_pads_with_its_last_token(tmp_path: Path, mo
         file.unlink()
     with pytest.raises(ModelError, match="no tokeniser: its files are missing, or know no words"):
         load_tokenizer("model", model)
+
+
+@pytest.mark.parametrize(
+    ("family", "problem", "said"),
+    [
+        ("bert", "causal_lm", "bert reads both ways and cannot go on with a text"),
+        ("gpt2", "seq2seq", "transformers has no gpt2 model for seq2seq"),
+        ("gpt2", "multiple_choice", "transformers has no gpt2 model for multiple_choice"),
+        ("t5", "causal_lm", "transformers has no t5 model for causal_lm"),
+        ("bert", "image_classification", "transformers has no bert model for image_classification"),
+    ],
+)
+def test_a_model_that_cannot_do_the_task_is_refused_before_anything_is_loaded(family, problem, said):
+    config = CONFIGS[family]()
+    with pytest.raises(ModelError, match=said):
+        check_fits("model", config, PROBLEMS[problem](()), anatomy_of(config))

@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping
 
 from autopeft.engine.problem_names import METRICS_OF
 from autopeft.engine.problems.base import Problem, Rows
+from autopeft.engine.problems.causal_lm import CausalLM
 from autopeft.engine.problems.classification import Classification
+from autopeft.engine.problems.image_classification import ImageClassification
 from autopeft.engine.problems.multi_label import MultiLabel
 from autopeft.engine.problems.multiple_choice import MultipleChoice
 from autopeft.engine.problems.regression import Regression
+from autopeft.engine.problems.seq2seq import Seq2Seq
 from autopeft.engine.problems.token_classification import TokenClassification
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.tables import Table
@@ -21,6 +24,9 @@ PROBLEMS: Mapping[str, Callable[[tuple[str, ...]], Problem]] = {
     "multi_label": MultiLabel,
     "token_classification": TokenClassification,
     "multiple_choice": MultipleChoice,
+    "causal_lm": CausalLM,
+    "seq2seq": Seq2Seq,
+    "image_classification": ImageClassification,
 }
 """By name; each is made with the label names of a data set."""
 

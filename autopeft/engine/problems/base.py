@@ -52,6 +52,9 @@ class Problem(Protocol):
     reads_one_token: ClassVar[bool]
     """Whether the head may read one token only; then the last layer is computed for that one alone, if it does."""
 
+    reads_images: ClassVar[bool]
+    """Whether rows are images: then `encode` gets an `ImageReader` where others get a tokeniser."""
+
     @property
     def label_names(self) -> tuple[str, ...]:
         """Of the classes 0 … n-1."""
@@ -86,8 +89,12 @@ class Problem(Protocol):
         """A label of a `Split` as the user knows it."""
         ...
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
-        """The rows as a model reads them, at most `max_length` tokens each."""
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
+        """The rows as the model of this config reads them, at most `max_length` tokens each.
+
+        Raises:
+            ModelError: the model or its tokeniser cannot do it.
+        """
         ...
 
     def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
@@ -108,6 +115,10 @@ class Problem(Protocol):
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         """What the model says of each row, `B` of them, as `compared` takes them."""
+        ...
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        """Of problems with metrics that read made texts: the token ids that each row's text is made from."""
         ...
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:

@@ -37,6 +37,7 @@ class Classification:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
     reads_one_token: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
@@ -71,7 +72,7 @@ class Classification:
     def label_text(self, label: Any) -> str:
         return self.label_names[label]
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
         import torch
 
         from autopeft.engine.batches import tokenise
@@ -94,6 +95,9 @@ class Classification:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.argmax(-1).tolist()
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted), split.labels.numpy()

@@ -38,6 +38,7 @@ class MultiLabel:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
     reads_one_token: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
@@ -71,7 +72,7 @@ class MultiLabel:
     def label_text(self, label: Any) -> str:
         return ", ".join(self.label_names[one] for one in label) or "none"
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
         import torch
 
         from autopeft.engine.batches import tokenise
@@ -97,6 +98,9 @@ class MultiLabel:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return list((outputs > 0).cpu().numpy())
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.stack(predicted).astype(np.int64), split.labels.numpy().astype(np.int64)

@@ -43,6 +43,7 @@ class MultipleChoice:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
     reads_one_token: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
@@ -86,7 +87,7 @@ class MultipleChoice:
     def label_text(self, label: Any) -> str:
         return self.label_names[label]
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
         import torch
 
         from autopeft.engine.batches import tokenise
@@ -112,6 +113,9 @@ class MultipleChoice:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.argmax(-1).tolist()
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted), split.labels.numpy()

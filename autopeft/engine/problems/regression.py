@@ -36,6 +36,7 @@ class Regression:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
     reads_one_token: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
@@ -63,7 +64,7 @@ class Regression:
     def label_text(self, label: Any) -> str:
         return f"{label:g}"
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
         import torch
 
         from autopeft.engine.batches import tokenise
@@ -85,6 +86,9 @@ class Regression:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.squeeze(-1).tolist()
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted, dtype=np.float32), split.labels.numpy()

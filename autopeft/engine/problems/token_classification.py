@@ -6,7 +6,7 @@ the text was cut at `max_length`, count as not recognised.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from autopeft.engine.columns import Columns, has_lists, named_or_only
@@ -44,6 +44,7 @@ class TokenClassification:
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
     reads_one_token: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
 
     @property
     def n_outputs(self) -> int:
@@ -84,7 +85,7 @@ class TokenClassification:
     def label_text(self, label: Any) -> str:
         return " ".join(self.label_names[tag] for tag in label)
 
-    def encode(self, split: Split, tokenizer: Any, max_length: int) -> "TokenisedSplit":
+    def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
         import torch
 
         from autopeft.engine.batches import IGNORED, tokenise
@@ -102,7 +103,7 @@ class TokenClassification:
             for word, token in firsts.items():
                 labels[start + token] = tags[word]
             truths.append((tags, tuple(firsts)))
-        return replace(encoded, labels=labels, label_starts=encoded.starts, truths=tuple(truths))
+        return encoded.labelled(labels, encoded.starts, tuple(truths))
 
     def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
         return batch.model_inputs()
@@ -127,6 +128,9 @@ class TokenClassification:
 
         best, is_labelled = outputs.argmax(-1).cpu(), (labels != IGNORED).cpu()
         return [row[here].tolist() for row, here in zip(best, is_labelled, strict=True)]
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         """Tags by name of every word, `None` of words that the model has not seen."""
