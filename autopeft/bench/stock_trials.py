@@ -21,9 +21,9 @@ from torch import Tensor
 from autopeft.bench.laws import Configuration
 from autopeft.engine.data import TaskData
 from autopeft.engine.models import find_model, load_tokenizer, read_config
+from autopeft.engine.optimising import rate_at
 from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.splits import Split
-from autopeft.engine.training import rate_at
 from autopeft.errors import AutopeftError
 from autopeft.export.plain_lora import is_plain_lora
 from autopeft.hybrid import HybridConfig, find_sites

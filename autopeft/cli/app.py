@@ -45,6 +45,7 @@ SiteMap = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; by default GPUs, else the CPU.")
 ]
+Pack = Annotated[str | None, typer.Option("--pack", help="Trials that each worker trains together: a number, or auto.")]
 Run = Annotated[str | None, typer.Option("--run", help="Run folder.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for the recipe, space.key=value for the space.")
@@ -121,6 +122,7 @@ def search(
     run: Run = None,
     device: Device = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
+    pack: Pack = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
     hang_after: Annotated[
         str | None, typer.Option(help="Replace a worker that makes no progress for at least this long; never: do not.")
@@ -174,6 +176,7 @@ def search(
         "run": run,
         "device": device,
         "workers": workers,
+        "pack": pack,
         "trial_timeout": trial_timeout,
         "hang_after": hang_after,
         "worker_memory": worker_memory,

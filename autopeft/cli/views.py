@@ -75,7 +75,7 @@ class Progress:
             return None
         mean = sum(seconds) / max(1, self.n_tried)  # failed and rejected trials take time too
         missing = max(0, self.plan.n_trials - self.n_tried)
-        workers = self.plan.n_workers
+        workers = self.plan.n_workers * self.plan.n_pack
         under_way = sum(min(mean, self.clock() - began) for began in self.began.values())
         left = max(0.0, missing * mean - under_way) / workers
         if self.plan.seconds is not None:

@@ -36,7 +36,13 @@ class _KeysSeenError(Exception):
 class LastLayer:
     """Stands in for `forward` of a model's last layer while it is installed."""
 
-    def __init__(self, model: nn.Module, sites: LayerSites, reads: Reads) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: LayerSites,
+        reads: Reads,
+        present: Callable[[Tensor], Tensor] = lambda of_all: of_all,
+    ) -> None:
         assert sites.attention is not None
         self._model = model
         self._sites = sites
@@ -44,27 +50,45 @@ class LastLayer:
         self._runs: Literal["keys", "query", ""] = ""
         self._keys_values: tuple[Tensor, Tensor] | None = None
         self._config: Any = None
-        self._last: Tensor | None = None
-        self._needs_keys = True
+        self._last_of_all: Tensor | None = None
+        self._present = present
+        """Of a tensor for all rows of the batch, the rows that are computed now."""
+        self._needs_keys: Callable[[], bool] = lambda: True
         self.skipped: nn.Module | None = None
         """The linear map that was left out last."""
 
     def at(self, batch: Batch) -> None:
         """Make ready for a forward pass of this batch."""
-        self._last = batch.attention_mask.sum(1) - 1 if self._reads == "last" else None
+        self._last_of_all = batch.attention_mask.sum(1) - 1 if self._reads == "last" else None
+
+    @property
+    def _last(self) -> Tensor | None:
+        return None if self._last_of_all is None else self._present(self._last_of_all)
+
+    @property
+    def name(self) -> str:
+        """The layer's."""
+        return self._sites.name
 
     @contextmanager
-    def installed(self, stand_ins: Sequence[StandIn] = ()) -> Iterator[None]:
-        """Within it, the layer computes one token; `stand_ins` are those that are installed already."""
-        name, path = self._sites.name, self._sites.attention
-        if any(_is_in(name, one.path) for one in stand_ins):
+    def installed(
+        self, *stand_ins: Sequence[StandIn], members: Callable[[], Sequence[int]] = lambda: (0,)
+    ) -> Iterator[None]:
+        """Within it, the layer computes one token. `stand_ins` are those that are installed already, of each adapter;
+        `members` tells which of them are present."""
+
+        def computing(path: str | None) -> set[int]:
+            return {k for k, own in enumerate(stand_ins or ((),)) if not any(is_in(path, one.path) for one in own)}
+
+        if not computing(name := self._sites.name):
             yield  # the whole layer is stood in for
             return
-        self._needs_keys = not any(_is_in(path, one.path) for one in stand_ins)
+        attending = computing(self._sites.attention)
+        self._needs_keys = lambda: not attending.isdisjoint(members())
         layer = self._model.get_submodule(name)
         forwards = [(layer, self._layer_forward(layer))]
         with ExitStack() as stack:
-            if self._needs_keys:
+            if attending:
                 forwards += list(self._projections())
                 stack.enter_context(self._attention())
             stack.enter_context(replaced(forwards))
@@ -112,7 +136,7 @@ class LastLayer:
                 given["past_key_values"] = None
             B, T = given[names[0]].shape[:2]
             try:
-                if self._needs_keys:
+                if self._needs_keys():
                     self._runs = "keys"
                     with suppress(_KeysSeenError):
                         original(**given)
@@ -134,16 +158,11 @@ class LastLayer:
             self._keys_values = key, value
             raise _KeysSeenError
         assert self._keys_values is not None
-        if mask is None and self._last is not None and is_causal(module, kwargs):
-            mask = self._up_to_last(query, self._keys_values[0].shape[2])
+        last = self._last
+        if mask is None and last is not None and is_causal(module, kwargs):
+            mask = _up_to(last, query, self._keys_values[0].shape[2])
         function = attention_function(module, self._config._attn_implementation or "eager")
         return function(module, query, *self._keys_values, mask, **kwargs)
-
-    def _up_to_last(self, query: Tensor, T: int) -> Tensor:
-        """The mask that a causal layer left to its attention function, for the read token: `(B, 1, 1, T)`."""
-        assert self._last is not None
-        is_later = torch.arange(T, device=query.device) > self._last.view(-1, 1, 1, 1)
-        return query.new_zeros(is_later.shape).masked_fill_(is_later, torch.finfo(query.dtype).min)
 
     def _only(self, name: str, value: Any, B: int, T: int) -> Any:
         """What a layer gets, for the read token alone."""
@@ -154,18 +173,18 @@ class LastLayer:
         at = value.dim() - 2 if value.dim() == 4 else 1  # (B, heads, queries, keys), else (B, T, ...)
         if value.shape[at] != T or (value.dim() == 2 and "mask" in name):
             return value
-        if self._last is None:
+        if (last := self._last) is None:
             return value.narrow(at, 0, 1)
         value = value.expand(B, *value.shape[1:])
-        index = self._last.view(B, *(1,) * (value.dim() - 1))
+        index = last.view(B, *(1,) * (value.dim() - 1))
         return value.gather(at, index.expand(*value.shape[:at], 1, *value.shape[at + 1 :]))
 
     def _back(self, output: Tensor, T: int) -> Tensor:
         """`(B, 1, H)` among zeros `(B, T, H)`."""
-        if self._last is None:
+        if (last := self._last) is None:
             return nn.functional.pad(output, (0, 0, 0, T - 1))
         B, _, H = output.shape
-        return output.new_zeros(B, T, H).scatter(1, self._last.view(B, 1, 1).expand(B, 1, H), output)
+        return output.new_zeros(B, T, H).scatter(1, last.view(B, 1, 1).expand(B, 1, H), output)
 
 
 def token_read(
@@ -202,7 +221,14 @@ def _which(gradient: Tensor | None, batch: Batch) -> Reads | None:
     return next((name for name, expected in candidates.items() if bool((is_read == expected).all())), None)
 
 
-def _is_in(path: str | None, outer: str) -> bool:
+def _up_to(last: Tensor, query: Tensor, T: int) -> Tensor:
+    """The mask that a causal layer left to its attention function, for the read token: `(B, 1, 1, T)`."""
+    is_later = torch.arange(T, device=query.device) > last.view(-1, 1, 1, 1)
+    return query.new_zeros(is_later.shape).masked_fill_(is_later, torch.finfo(query.dtype).min)
+
+
+def is_in(path: str | None, outer: str) -> bool:
+    """Whether the module `path` is `outer`, or a part of it."""
     return path is not None and f"{path}.".startswith(f"{outer}.")
 
 

@@ -55,6 +55,7 @@ class TrialDone:
 
 @dataclass(frozen=True)
 class EvaluationDone:
+    number: int
     outcome: Evaluation | AutopeftError
     trace: str | None
 
@@ -65,10 +66,17 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Train it together with what is in work already, and what joins later."""
+
+    job: TrialJob
+
+
+@dataclass(frozen=True)
 class Evaluate:
     job: TrialJob
     split: str
 
 
 Message = Settled | Opened | CannotGoOn | Alive | EpochDone | TrialDone | EvaluationDone
-Order = Train | Evaluate
+Order = Train | Join | Evaluate

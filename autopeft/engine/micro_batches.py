@@ -9,6 +9,7 @@ What did not fit in one trial is not tried again in the next ones of the worker.
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from autopeft.engine.batches import Batch, TokenisedSplit
 from autopeft.engine.causes import is_out_of_memory
+from autopeft.engine.fitting import Fitting, learned
 
 T = TypeVar("T")
 
@@ -25,21 +27,25 @@ class StepTooLargeError(Exception):
 
 
 def backward(
-    split: TokenisedSplit, batch: Batch, rows: int, weight: Tensor, losses_of: Callable[[Batch], Tensor]
-) -> Tensor:
+    split: TokenisedSplit, batch: Batch, rows: int, weight: Tensor, losses_of: Callable[[Tensor, Batch], Tensor]
+) -> Fitting[Tensor]:
     """Add the gradients of a batch of `split` up, at most so many `rows` at a time; the sum of its losses.
 
-    `losses_of` gives the sum of a batch's losses, `weight` is the number of all of them.
+    `losses_of` gives the sum of the losses of a part's outputs, `weight` is the number of all losses.
 
     Raises:
         StepTooLargeError: a part wants more memory than there is.
     """
+
+    def told(part: Batch, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        losses = losses_of(outputs, part)
+        return losses / weight, losses
+
     total: Tensor | None = None
     try:
         for part in _parts(split, batch, rows):
-            losses = losses_of(part)
-            (losses / weight).backward()
-            total = losses.detach() if total is None else total + losses.detach()
+            _, losses = yield from learned(part, partial(told, part))
+            total = losses if total is None else total + losses
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -79,10 +85,18 @@ class MemoryFit:
             try:
                 return attempt(rows)
             except StepTooLargeError as error:
-                if rows == 1:
-                    raise MemoryError(f"a step does not fit into the memory, not even row by row: {error}") from None
-            self._rows = (rows + 1) // 2
+                self.lessen(rows, error)
             _tidy()
+
+    def lessen(self, rows: int, error: StepTooLargeError) -> None:
+        """From now on at most half of these `rows`, which did not fit.
+
+        Raises:
+            MemoryError: it was one.
+        """
+        if rows == 1:
+            raise MemoryError(f"a step does not fit into the memory, not even row by row: {error}") from None
+        self._rows = self.rows((rows + 1) // 2)
 
     def evaluated(self, judge: Callable[[int], T]) -> T:
         """What `judge(rows)` gives, with half the rows until they fit; they have no influence on it.

@@ -15,12 +15,14 @@ from multiprocessing import connection
 from multiprocessing.util import Finalize
 from types import TracebackType
 
+from autopeft.engine.causes import Cause
 from autopeft.engine.messages import (
     Alive,
     CannotGoOn,
     EpochDone,
     Evaluate,
     EvaluationDone,
+    Join,
     Message,
     Opened,
     Order,
@@ -73,7 +75,7 @@ MAX_IDLE_DEATHS = 3
 
 
 class WorkerPool:
-    """Runs trials in `n_workers` processes of their own; use as a context manager.
+    """Runs trials in `n_workers` processes of their own, `pack` of them together in each; use as a context manager.
 
     `threads` is per worker (the machine's cores divided by the workers, where None); `bounds` say when one is ended.
     What workers print goes to the file that `log` writes, and nowhere where it writes none; tracebacks of failed trials
@@ -87,8 +89,10 @@ class WorkerPool:
         threads: int | None = None,
         bounds: Bounds = DEFAULT_BOUNDS,
         log: logging.Logger | None = None,
+        pack: int = 1,
     ) -> None:
-        assert n_workers >= 1
+        assert n_workers >= 1 and pack >= 1
+        self._pack = pack
         self._backend = backend
         self._threads = threads or max(1, available_cores() // n_workers)
         self._watch = Watch(bounds)
@@ -117,22 +121,25 @@ class WorkerPool:
 
     @property
     def n_free(self) -> int:
-        """Workers that can be given a job, those that are still opening included."""
-        return len(self._free)
+        """Trials that can be given to workers, those that are still opening included."""
+        return sum(self._pack - len(worker.orders) for worker in self._free)
 
     @property
     def _free(self) -> list[WorkerProcess]:
-        return [worker for worker in self._workers if worker.order is None and not worker.waits]
+        """Workers that have room for a trial."""
+        return [worker for worker in self._workers if len(worker.orders) < self._pack and not worker.waits]
 
     @property
     def running(self) -> tuple[int, ...]:
         """Numbers of the trials in work."""
-        return tuple(w.order.job.number for w in self._workers if isinstance(w.order, Train))
+        orders = (order for worker in self._workers for order in worker.orders.values())
+        return tuple(order.job.number for order in orders if not isinstance(order, Evaluate))
 
     def submit(self, job: TrialJob) -> None:
-        """Give `job` to a free worker; there must be one (`n_free`)."""
+        """Give `job` to a worker that has room; there must be one (`n_free`)."""
         assert self._free, "submit() needs a free worker"
-        self._give(min(self._free, key=lambda worker: not worker.opened), Train(job))
+        order = Train(job) if self._pack == 1 else Join(job)
+        self._give(min(self._free, key=lambda worker: (not worker.opened, len(worker.orders))), order)
 
     def wait(self, timeout: float | None = None) -> list[PoolEvent]:
         """What has happened, oldest first: at once if there is something, else after at most `timeout` seconds.
@@ -146,7 +153,7 @@ class WorkerPool:
         end = None if timeout is None else time.monotonic() + timeout
         while not self._events:
             self._raise_if_fatal()
-            if end is None and all(worker.opened and worker.order is None for worker in self._workers):
+            if end is None and all(worker.opened and not worker.orders for worker in self._workers):
                 break
             left = None if end is None else max(0.0, end - time.monotonic())
             self._pump(left)
@@ -160,7 +167,7 @@ class WorkerPool:
         Raises:
             AutopeftError: the weights cannot be loaded or scored, or the worker died of it.
         """
-        while not (free := [worker for worker in self._workers if worker.order is None and worker.opened]):
+        while not (free := [worker for worker in self._workers if worker.opened and not worker.orders]):
             self._raise_if_fatal()
             self._pump(None)
         worker = self._give(free[0], Evaluate(job, split))
@@ -193,9 +200,12 @@ class WorkerPool:
     def _give(self, worker: WorkerProcess, order: Order) -> WorkerProcess:
         """The worker that has the order now: another one where `worker` has died since it was free."""
         while not worker.give(order):
+            worker.forget(order.job.number)
+            worker.process.join()
+            self._fail_all(worker, Verdict("killed", worker.death))
             worker = self._replace(worker)
         if worker.opened:
-            self._watch.begins(worker.index)
+            self._watch.begins(worker.index, order.job.number)
         return worker
 
     def _pump(self, timeout: float | None) -> None:
@@ -234,31 +244,35 @@ class WorkerPool:
                 for other in (w for w in self._workers if w.waits):
                     other.settle(choices)
             case Opened(seconds, facts):
-                worker.opened, worker.since = True, time.monotonic()
-                if worker.order is not None:
-                    self._watch.begins(worker.index)
+                worker.opened, worker.since = True, dict.fromkeys(worker.orders, time.monotonic())
+                for number in worker.orders:
+                    self._watch.begins(worker.index, number)
                 self._events.append(Ready(worker.index, seconds, facts))
                 self._log.debug("worker %d is ready after %.1f s: %s", worker.index, seconds, dict(facts))
             case CannotGoOn(error, trace):
-                worker.order, self._fatal = None, error
+                worker.orders.clear()
+                self._fatal = error
                 self._log.debug("worker %d: %s\n%s", worker.index, error, trace)
             case Alive(beats, silence):
                 self._watch.hears(worker.index, beats, silence)
             case EpochDone(number, record):
                 self._watch.hears(worker.index)
-                worker.records.append(record)
+                worker.records[number].append(record)
                 self._events.append(Progress(number, record))
             case TrialDone(result, trace, usable):
-                worker.order, self._idle_deaths = None, 0
-                self._watch.ends(worker.index)
+                self._idle_deaths = 0
+                worker.forget(result.number)
+                self._watch.ends(worker.index, result.number)
                 self._events.append(Finished(result))
                 if trace is not None:
                     self._log.debug("trial %d failed: %s\n%s", result.number, result.error, trace)
                 if not usable:
+                    self._fail_all(worker, Verdict("killed", f"was replaced after what trial {result.number} did"))
                     self._replace(worker)
-            case EvaluationDone(outcome, trace):
-                worker.order, self._idle_deaths = None, 0
-                self._watch.ends(worker.index)
+            case EvaluationDone(number, outcome, trace):
+                self._idle_deaths = 0
+                worker.forget(number)
+                self._watch.ends(worker.index, number)
                 self._evaluations[worker] = outcome
                 if trace is not None:
                     self._log.debug("%s\n%s", outcome, trace)
@@ -266,20 +280,11 @@ class WorkerPool:
     def _bury(self, worker: WorkerProcess, verdict: Verdict) -> None:
         """Account for a dead worker's order and put a new worker in its place."""
         how = verdict.what
+        if not worker.orders:
+            self._idle_deaths += 1
+        elif worker.opened:
+            self._fail_all(worker, verdict)
         self._watch.ends(worker.index)
-        match worker.order:
-            case Train(job) if worker.opened:
-                of_trial = verdict.cause in ("time-out", "hang")
-                error = f"the trial {how} and was stopped" if of_trial else f"the worker {how}"
-                seconds = time.monotonic() - worker.since
-                epochs = tuple(worker.records)
-                result = TrialResult.failed(job.number, verdict.cause, error, seconds=seconds, epochs=epochs)
-                self._events.append(Finished(result))
-            case Evaluate(job, split) if worker.opened:
-                error = f"the evaluation of trial {job.number} on {split}: the worker {how}"
-                self._evaluations[worker] = AutopeftError(error)
-            case None:
-                self._idle_deaths += 1
         self._log.debug("worker %d %s", worker.index, how)
         if self._fatal is None and (not worker.opened or self._idle_deaths > MAX_IDLE_DEATHS):
             when = "before it was ready" if not worker.opened else "again and again between trials"
@@ -292,8 +297,27 @@ class WorkerPool:
         else:
             self._workers.remove(worker)
 
+    def _fail_all(self, worker: WorkerProcess, verdict: Verdict) -> None:
+        """Account for what the worker has in work. Of trials that run together, those that are late are told from the
+        others, which are repeated."""
+        for number, order in worker.orders.items():
+            if isinstance(order, Evaluate):
+                error = f"the evaluation of trial {number} on {order.split}: the worker {verdict.what}"
+                self._evaluations[worker] = AutopeftError(error)
+                continue
+            is_bystander = bool(verdict.trials) and number not in verdict.trials
+            cause: Cause = "killed" if is_bystander else verdict.cause
+            of_trial = cause in ("time-out", "hang")
+            error = f"the trial {verdict.what} and was stopped" if of_trial else f"the worker {verdict.what}"
+            if is_bystander:
+                error = "the worker was stopped because another of its trials was late"
+            seconds, epochs = time.monotonic() - worker.since[number], tuple(worker.records[number])
+            self._events.append(Finished(TrialResult.failed(number, cause, error, seconds=seconds, epochs=epochs)))
+        worker.orders.clear()
+
     def _replace(self, worker: WorkerProcess) -> WorkerProcess:
         worker.end()
+        self._watch.ends(worker.index)
         successor = self._spawn(worker.index)
         self._workers[self._workers.index(worker)] = successor
         return successor

@@ -37,11 +37,12 @@ class WorkerProcess:
         """For what another worker measures; until then it takes no order."""
         self.opened = False
         """Whether its backend is open."""
-        self.order: Order | None = None
-        self.since = time.monotonic()
-        """When the order could begin, on the monotonic clock."""
-        self.records: list[EpochRecord] = []
-        """Of the trial in work."""
+        self.orders: dict[int, Order] = {}
+        """What it has to do, by the number of the trial: one order, or as many trials as it trains together."""
+        self.since: dict[int, float] = {}
+        """When each order could begin, on the monotonic clock."""
+        self.records: dict[int, list[EpochRecord]] = {}
+        """Of the trials in work."""
         with _environment(threads):
             self.process.start()
         theirs.close()
@@ -52,12 +53,17 @@ class WorkerProcess:
 
     def give(self, order: Order) -> bool:
         """Whether the order could be sent; not where the process has died."""
-        self.order, self.since, self.records = order, time.monotonic(), []
+        number = order.job.number
+        self.orders[number], self.since[number], self.records[number] = order, time.monotonic(), []
         try:
             self.pipe.send(order)
         except OSError:
             return False
         return True
+
+    def forget(self, number: int) -> None:
+        """The order about this trial is done."""
+        self.orders.pop(number, None)
 
     def settle(self, choices: Mapping[str, Scalar]) -> None:
         """What it waits for."""

@@ -6,7 +6,7 @@ whichever worker it runs.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,8 @@ class CacheMemory:
     """Of the files that these workers share; None: each has its own memory."""
     half: bool = False
     """Store 16 bits a number: twice as much fits, and results are as in the fourth digit."""
+    n_trials: int = 1
+    """Of one worker at the same time, which share what it has."""
 
     @property
     def text(self) -> str:
@@ -56,13 +58,13 @@ class CacheMemory:
 
     def cache(self, splits: Mapping[str, TokenisedSplit], device: torch.device) -> ActivationCache:
         """An empty cache, on a GPU in its own memory: at most a quarter of it."""
-        dtype = torch.float16 if self.half else None
+        dtype, share = torch.float16 if self.half else None, self.n_bytes // self.n_trials
         if device.type == "cuda":
             n = min(self.n_bytes, torch.cuda.get_device_properties(device).total_memory // 4)
-            return ActivationCache(splits, MemoryStore(device), n, n, dtype)
+            return ActivationCache(splits, MemoryStore(device), n // self.n_trials, n, dtype)
         if self.folder is None or not self.n_bytes:
-            return ActivationCache(splits, MemoryStore(device), self.n_bytes, self.n_bytes, dtype)
-        return ActivationCache(splits, FileStore(self.folder), self.n_bytes, self.n_bytes * self.n_workers, dtype)
+            return ActivationCache(splits, MemoryStore(device), share, self.n_bytes, dtype)
+        return ActivationCache(splits, FileStore(self.folder), share, self.n_bytes * self.n_workers, dtype)
 
 
 DEFAULT_CACHE = CacheMemory()
@@ -79,6 +81,30 @@ class Plan:
     @property
     def kept(self) -> tuple[Kept, ...]:
         return tuple(kept for one in self.stand_ins for kept in one.kept)
+
+
+@dataclass(frozen=True)
+class NoReuse:
+    """For models whose frozen part does not give the same again: each step computes all of it."""
+
+    memory: str
+    """Why, for people."""
+
+    @contextmanager
+    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator["ShortenedModel"]:
+        yield ShortenedModel(lambda split, batch: forward(batch), ExitStack(), nullcontext)
+
+    def plan(self, architecture: Architecture, forward: Forward) -> "Plan":
+        return Plan()
+
+    def provide(self, plan: "Plan", forward: Forward, others: Iterable[Kept] = ()) -> None:
+        """Nothing is kept."""
+
+    def read(self, kept: Kept, split: str, batch: Batch) -> Tensor:
+        raise KeyError(kept)
+
+    def last_layer(self, reads: Reads | None, present: Callable[[Tensor], Tensor]) -> LastLayer | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -100,18 +126,6 @@ class ShortenedModel:
             yield
         finally:
             self.parts.enter_context(self.shorten())
-
-
-@dataclass(frozen=True)
-class NoReuse:
-    """For models whose frozen part does not give the same again: each step computes all of it."""
-
-    memory: str
-    """Why, for people."""
-
-    @contextmanager
-    def shortened(self, architecture: Architecture, forward: Forward) -> Iterator[ShortenedModel]:
-        yield ShortenedModel(lambda split, batch: forward(batch), ExitStack(), nullcontext)
 
 
 class FrozenPartReuse:
@@ -152,9 +166,9 @@ class FrozenPartReuse:
         """Within it, the adapted model starts at what `architecture` adapts first, where that can be, and ends with the
         token that the head reads. `forward` runs it on a batch; what is given does so for a batch of the named split.
         """
-        plan = self._plan(architecture, forward)
-        last = self._last_layer(plan.reads)
-        self._cache.provide(plan.kept, partial(self._fill, plan, last, forward))
+        plan = self.plan(architecture, forward)
+        last = self.last_layer(plan.reads)
+        self.provide(plan, forward)
         feed, kept = Feed(), plan.kept
 
         def run(split: str, batch: Batch) -> Tensor:
@@ -162,7 +176,7 @@ class FrozenPartReuse:
             if last is not None:
                 last.at(batch)
             feed.sizes = sizes(batch)
-            feed.values = {one.key: self._cache.read(one, split, batch) for one in kept}
+            feed.values = {one.key: self.read(one, split, batch) for one in kept}
             return forward(batch)
 
         with ExitStack() as parts:
@@ -170,11 +184,26 @@ class FrozenPartReuse:
             parts.enter_context(shorten())
             yield ShortenedModel(run, parts, shorten)
 
-    def _last_layer(self, reads: Reads | None) -> LastLayer | None:
-        return None if reads is None else LastLayer(self._model, self._last, reads)
+    def last_layer(
+        self, reads: Reads | None, present: Callable[[Tensor], Tensor] = lambda of_all: of_all
+    ) -> LastLayer | None:
+        """The last layer for the token that the head reads; see `LastLayer` for what is `present`."""
+        return None if reads is None else LastLayer(self._model, self._last, reads, present)
 
-    def _plan(self, architecture: Architecture, forward: Forward) -> Plan:
-        """The first of the ways to cut the model that fits into the cache."""
+    def provide(self, plan: Plan, forward: Forward, others: Iterable[Kept] = ()) -> None:
+        """Make what the plan keeps ready to `read`, and what `others` keep, which must be there, too; all else not.
+
+        The model is adapted as the plan is for, and `forward` runs it.
+        """
+        wanted = tuple(dict.fromkeys((*plan.kept, *others)))
+        self._cache.provide(wanted, partial(self._fill, plan, self.last_layer(plan.reads), forward))
+
+    def read(self, kept: Kept, split: str, batch: Batch) -> Tensor:
+        """What is kept of the rows of a batch."""
+        return self._cache.read(kept, split, batch)
+
+    def plan(self, architecture: Architecture, forward: Forward) -> Plan:
+        """The first of the ways to cut the model that fits into the cache; `forward` runs it adapted."""
         signature = tuple((p.stack, p.layer, p.role, p.module, p.options) for p in architecture.placements)
         if signature not in self._plans:
             trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -190,7 +219,7 @@ class FrozenPartReuse:
         reads: Reads | None = None
         if self._may_read_one:
             reads = self._tried(partial(self._read, forward, batches, trained), "the last layer computes all tokens")
-        last = self._last_layer(reads)
+        last = self.last_layer(reads)
         for whole_layers in (False, True) if self._cache.share else ():
             find = partial(
                 find_frozen,
@@ -209,7 +238,7 @@ class FrozenPartReuse:
         if self._last.attention is None:
             return None
         reads = token_read(self._model, self._last.name, forward, batches)
-        last = self._last_layer(reads)
+        last = self.last_layer(reads)
         if last is None:
             return None
         for batch in batches:

@@ -188,11 +188,11 @@ def is_of_head(parameter: str) -> bool:
     return ".modules_to_save." in parameter
 
 
-def let_adapters_drop(adapted: PeftModel) -> None:
-    """Training mode for the adapters alone: the frozen model stays in eval mode, without dropout."""
+def let_adapters_drop(adapted: PeftModel, drops: bool) -> None:
+    """Training mode for the adapters alone, or none: the frozen model stays in eval mode, without dropout."""
     for module in adapted.modules():
         if isinstance(module, HybridLayer):
-            module.training = True
+            module.training = drops
 
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:

@@ -12,14 +12,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from autopeft.engine.pulse import Beat, no_beat
-from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
+from autopeft.engine.trial import Ended, EpochRecord, Evaluation, TrialJob, TrialResult
 from autopeft.errors import AutopeftError, DataError, ModelError, OverLimitError
 from autopeft.resources import atomic_write
 from autopeft.space.anatomy import Anatomy
@@ -83,6 +83,21 @@ class ToyTrainer:
         return MappingProxyType({"device": "toy"})
 
     def train(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> TrialResult:
+        steps = self.steps(job, on_epoch, beat)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: TrialResult = end.value
+                return result
+
+    def together(self) -> "ToyTrials":
+        return ToyTrials(self)
+
+    def steps(
+        self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat
+    ) -> Generator[None, None, TrialResult]:
+        """The trial, epoch by epoch."""
         start = time.monotonic()
         final = toy_score(job.architecture, job.training) + self._backend.noise * _normal(job.seed)
         records: list[EpochRecord] = []
@@ -100,6 +115,7 @@ class ToyTrainer:
                 _fail(failure)
             if job.falls_short(records):
                 return self._result(job, records, None, start, screened)
+            yield
         atomic_write(job.folder / WEIGHTS_FILE, json.dumps({"architecture": job.architecture.id, "score": final}))
         return self._result(job, records, records[-1], start, screened)
 
@@ -142,6 +158,34 @@ class ToyTrainer:
             raise ModelError(f"{job.folder}: the weights are those of another architecture")
         score = float(weights["score"]) + self._backend.noise * _normal(f"{job.seed}/{split}")
         return Evaluation(split, ((METRIC, score),), (score - 0.02, score + 0.02), 100)
+
+
+class ToyTrials:
+    """Trials in turns, an epoch each."""
+
+    def __init__(self, trainer: ToyTrainer) -> None:
+        self._trainer = trainer
+        self._steps: dict[int, tuple[TrialJob, Generator[None, None, TrialResult]]] = {}
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        return tuple(self._steps)
+
+    def begin(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> None:
+        self._steps[job.number] = job, self._trainer.steps(job, on_epoch, beat)
+
+    def advance(self) -> list[Ended]:
+        ended: list[Ended] = []
+        for job, steps in tuple(self._steps.values()):
+            try:
+                next(steps)
+            except StopIteration as end:
+                ended.append((job, end.value))
+            except Exception as error:
+                ended.append((job, error))
+        for job, _ in ended:
+            del self._steps[job.number]
+        return ended
 
 
 def toy_score(architecture: Architecture, training: tuple[tuple[str, Scalar], ...] = ()) -> float:

@@ -8,48 +8,47 @@ from the trial's seed: on a CPU the same job gives the same numbers in every pro
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
 from autopeft.engine.data import TaskData
 from autopeft.engine.devices import choose_device, name_of
+from autopeft.engine.fitting import Fitting, Scored, alone, scored
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.generating import generate
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.micro_batches import MemoryFit, backward, told_once
 from autopeft.engine.models import load_anatomy
+from autopeft.engine.optimising import parameter_groups, rate_at, refuse_not_finite, trained_of, training_of
 from autopeft.engine.precision import allow_tf32, checked, in_force, measure_precision
 from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.quantisation import is_exact_by_row
-from autopeft.engine.recipe import ModuleTraining, TrainingSpec, TrialRecipe
-from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, NoReuse, ShortenedModel
+from autopeft.engine.recipe import TrainingSpec, TrialRecipe
+from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, NoReuse
 from autopeft.engine.scoring import Judged, judge, metrics_of, searched
 from autopeft.engine.shared_model import (
     SharedModel,
     choose_dtype,
-    is_of_head,
     let_adapters_drop,
     save_adapter,
 )
-from autopeft.engine.trial import EpochRecord, Evaluation, NotFiniteError, TrialJob, TrialResult
+from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
-from autopeft.errors import ConfigError, ModelError
-from autopeft.hybrid.layers import kinds_of_parameters
+from autopeft.errors import ModelError
 from autopeft.space.modules import Scalar
 from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
-SHARED = ("max_length", "eval_batch_size", "micro_batch_size", "precision")
-"""Fields of the training that all trials have in common, since they share what is made with them."""
+if TYPE_CHECKING:
+    from autopeft.engine.packing import PackedTrials
 
 _GPU_CHECK = 16
 """Steps between looks at the loss on a GPU: each look waits for all that is queued."""
@@ -132,14 +131,17 @@ class TransformerBackend:
         return TransformerTrainer(base, self.recipe, splits, self.limits, self.cache)
 
 
-class _Attempt(NamedTuple):
-    """A trial that fitted into the memory."""
+class Fitted(NamedTuple):
+    """How a training ended, and what it was on the way."""
 
-    screened: EpochRecord | None
     best: EpochRecord | None
+    """The best epoch, whose weights the model has now; None: pruned."""
     records: list[EpochRecord]
-    overhead: float | None
-    memory: int | None
+    screened: EpochRecord | None
+
+
+Measured = tuple[float | None, int | None]
+"""Of what is limited: (latency overhead, bytes of training)."""
 
 
 class TransformerTrainer:
@@ -157,7 +159,7 @@ class TransformerTrainer:
         self._recipe = recipe
         self._splits = splits
         self._limits = limits
-        self._fitting = MemoryFit(recipe.training.micro_batch_size, recipe.training.eval_batch_size)
+        self.memory_fit = MemoryFit(recipe.training.micro_batch_size, recipe.training.eval_batch_size)
         self._beat = no_beat
         """Of the order in work."""
         self._problem = base.problem
@@ -165,15 +167,29 @@ class TransformerTrainer:
         read = {name: splits[name] for name in ("train", "validation")}
         self._reuse: FrozenPartReuse | NoReuse = NoReuse("off: 8-bit products hang on all rows of a batch")
         if is_exact_by_row(recipe.model.quantisation):
-            self._reuse = FrozenPartReuse(
-                base.model, read, base.device, cache, base.site_map, may_read_one=base.problem.reads_one_token
-            )
+            reads_one = base.problem.reads_one_token
+            self._reuse = FrozenPartReuse(base.model, read, base.device, cache, base.site_map, may_read_one=reads_one)
 
     @property
     def facts(self) -> Mapping[str, Scalar]:
         found: dict[str, Scalar] = {"device": name_of(self._base.device), "precision": self._precision}
         found |= {"threads": torch.get_num_threads(), "cache": self._reuse.memory}
         return MappingProxyType({**found, "train_tokens": len(self._splits["train"].tokens)})
+
+    @property
+    def recipe(self) -> TrialRecipe:
+        return self._recipe
+
+    def follow(self, beat: Beat) -> None:
+        """Call `beat` with every batch from now on."""
+        self._beat = beat
+
+    def together(self) -> "PackedTrials":
+        """Trials that share the model and what it computes, none yet."""
+        from autopeft.engine.packing import PackedTrials
+
+        size = self._recipe.training.eval_batch_size
+        return PackedTrials(self, self._base, self._reuse, self._splits, self._forward, size)
 
     @property
     def _precision(self) -> str:
@@ -215,43 +231,54 @@ class TransformerTrainer:
             torch.cuda.reset_peak_memory_stats(self._base.device)
         tell = told_once(on_epoch, lambda record: record.epoch)
 
-        def attempt(rows: int) -> _Attempt:
+        def attempt(rows: int) -> tuple[Fitted, Measured]:
             with self._base.adapted(job.architecture, dropout=spec.dropout, seed=job.seed) as adapted:
-                measured = self._gauge(adapted, spec, rows)
+                measured = self.gauge(adapted, spec, rows)
                 with self._reuse.shortened(job.architecture, partial(self._forward, adapted)) as forward:
-                    screened = self._screened(adapted, forward, spec, rows, job) if job.screen else None
-                    best, records = None, list[EpochRecord]()
-                    if screened is None or not job.fails_screening(screened):
-                        best, records = self._fit(adapted, forward, spec, rows, job, start, tell, on_step)
-                if best is not None:
+                    groups = parameter_groups(adapted, spec)
+                    fitting = self.fit(trained_of(adapted), groups, spec, rows, job, start, tell, on_step)
+                    fitted = alone(fitting, forward, adapted, partial(let_adapters_drop, adapted))
+                if fitted.best is not None:
                     save_adapter(adapted, job.folder)
-                return _Attempt(screened, best, records, *measured)
+                return fitted, measured
 
         try:
-            done = self._fitting.trained(spec.batch_size, attempt)
+            fitted, measured = self.memory_fit.trained(spec.batch_size, attempt)
         finally:
             gc.collect()  # PEFT's wrappers hold each other
-        rows = self._fitting.rows(spec.batch_size)
+        rows = self.memory_fit.rows(spec.batch_size)
+        return self.result(job, spec, rows, fitted, time.monotonic() - start, measured)
+
+    def result(
+        self,
+        job: TrialJob,
+        spec: TrainingSpec,
+        rows: int,
+        fitted: Fitted,
+        seconds: float,
+        measured: Measured,
+    ) -> TrialResult:
+        """Of a trial that came to its end, with so many `rows` at a time; `measured` as `gauge` did."""
         count = self._base.count(job.architecture)
         return TrialResult(
             number=job.number,
-            state="complete" if done.best else "pruned",
-            score=done.best.metrics[0][1] if done.best else None,
-            best_epoch=done.best.epoch if done.best else None,
-            epochs=tuple(done.records),
+            state="complete" if fitted.best else "pruned",
+            score=fitted.best.metrics[0][1] if fitted.best else None,
+            best_epoch=fitted.best.epoch if fitted.best else None,
+            epochs=tuple(fitted.records),
             stored=count.stored,
             trained=count.trained,
             head=count.head,
-            seconds=time.monotonic() - start,
+            seconds=seconds,
             peak_memory_bytes=self._peak_memory(),
-            latency_overhead=done.overhead,
-            training_memory_bytes=done.memory,
-            screened=done.screened,
+            latency_overhead=measured[0],
+            training_memory_bytes=measured[1],
+            screened=fitted.screened,
             precision=self._precision,
             micro_batch_size=rows if rows < spec.batch_size else None,
         )
 
-    def _gauge(self, adapted: Any, spec: TrainingSpec, rows: int) -> tuple[float | None, int | None]:
+    def gauge(self, adapted: Any, spec: TrainingSpec, rows: int) -> tuple[float | None, int | None]:
         """What is limited, measured: (latency overhead, bytes of training).
 
         Raises:
@@ -266,11 +293,11 @@ class TransformerTrainer:
             refuse_over_limit(self._limits, overhead, None)
         if self._limits.memory_bytes is not None:
             batch = longest_batch(self._splits["train"], rows)
-            let_adapters_drop(adapted)
+            let_adapters_drop(adapted, True)
             memory = training_memory(
                 adapted, lambda: self._losses(self._forward(adapted, batch), batch), self._base.device
             )
-            adapted.eval()
+            let_adapters_drop(adapted, False)
             refuse_over_limit(self._limits, None, memory)
         return overhead, memory
 
@@ -281,34 +308,36 @@ class TransformerTrainer:
         """
         self._beat = beat
         with self._base.loaded(job.folder) as adapted:
-            judged = self._judged(adapted, partial(self._forward, adapted), split)
+            judged = self._judged(Scored(partial(self._forward, adapted), partial(nullcontext, adapted)), split)
         return Evaluation(split, judged.scores(self._metrics), judged.interval(self._metrics[0]), len(judged.losses))
 
-    def _fit(
+    def fit(
         self,
-        adapted: Any,
-        forward: ShortenedModel,
+        trained: Sequence[nn.Parameter],
+        groups: list[dict[str, Any]],
         spec: TrainingSpec,
         rows: int,
         job: TrialJob,
         start: float,
         on_epoch: Callable[[EpochRecord], None],
-        on_step: Callable[[Tensor], None],
-    ) -> tuple[EpochRecord | None, list[EpochRecord]]:
-        """Train `adapted` and leave the best epoch's weights in it; that epoch's record, and all.
+        on_step: Callable[[Tensor], None] = lambda loss: None,
+    ) -> Fitting[Fitted]:
+        """Train these parameters and leave the best epoch's values in them.
 
-        No best epoch where the trial falls short at a rung.
-
-        `forward` runs it on a batch of a named split; of a step's batch on so many `rows` at a time.
+        No best epoch where the trial falls short at a rung. `groups` are the same parameters, for AdamW; a step's batch
+        is gone through so many `rows` at a time.
         """
-        trained = [p for p in adapted.parameters() if p.requires_grad]
+        screened = None
+        if job.screen:
+            screened = yield from self._screened(trained, groups, spec, rows, job)
+            if job.fails_screening(screened):
+                return Fitted(None, [], screened)
         records, kept = list[EpochRecord](), list[Tensor]()
         best: EpochRecord | None = None
-        all_rows = torch.arange(len(self._splits["train"]))
-        for epoch, (step, loss) in enumerate(
-            self._epochs(adapted, forward, spec, rows, job.seed, all_rows, on_step), start=1
-        ):
-            metrics = self._validated(adapted, forward)
+        epochs = self._epochs(trained, groups, spec, rows, job.seed, torch.arange(len(self._splits["train"])), on_step)
+        for epoch in range(1, spec.epochs + 1):
+            step, loss = yield from epochs(epoch)
+            metrics = yield from self._validated()
             record = EpochRecord(epoch, step, loss, metrics, time.monotonic() - start)
             records.append(record)
             on_epoch(record)
@@ -317,32 +346,40 @@ class TransformerTrainer:
             elif spec.patience is not None and epoch - best.epoch >= spec.patience:
                 break
             if job.falls_short(records):
-                return None, records
+                return Fitted(None, records, screened)
         assert best is not None
         with torch.no_grad():
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
-        return best, records
+        return Fitted(best, records, screened)
 
     def _screened(
-        self, adapted: Any, forward: ShortenedModel, spec: TrainingSpec, rows: int, job: TrialJob
-    ) -> EpochRecord:
+        self,
+        trained: Sequence[nn.Parameter],
+        groups: list[dict[str, Any]],
+        spec: TrainingSpec,
+        rows: int,
+        job: TrialJob,
+    ) -> Fitting[EpochRecord]:
         """The end of a training on the job's share of the rows, the same for all trials, with a schedule of its own.
 
-        `adapted` and the random numbers are afterwards what they were, so that a trial which goes on is trained as if
-        it had not been screened.
+        Parameters and random numbers are afterwards what they were, so that a trial which goes on is trained as if it
+        had not been screened.
         """
         assert job.screen is not None
         start = time.monotonic()
-        trained = [p for p in adapted.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in trained]
+        device = self._base.device
+        random, on_gpu = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         n_rows = len(self._splits["train"])
         chosen = np.random.default_rng(0).permutation(n_rows)[: math.ceil(job.screen * n_rows)]
-        with torch.random.fork_rng([self._base.device] if self._base.device.type == "cuda" else []):
-            *_, (steps, loss) = self._epochs(
-                adapted, forward, spec, rows, job.seed, torch.from_numpy(chosen).sort().values
-            )
-        metrics = self._validated(adapted, forward)
+        epochs = self._epochs(trained, groups, spec, rows, job.seed, torch.from_numpy(chosen).sort().values)
+        for epoch in range(1, spec.epochs + 1):
+            steps, loss = yield from epochs(epoch)
+        torch.set_rng_state(random)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, device)
+        metrics = yield from self._validated()
         with torch.no_grad():
             for parameter, value in zip(trained, before, strict=True):
                 parameter.copy_(value)
@@ -350,25 +387,24 @@ class TransformerTrainer:
 
     def _epochs(
         self,
-        adapted: Any,
-        forward: ShortenedModel,
+        trained: Sequence[nn.Parameter],
+        groups: list[dict[str, Any]],
         spec: TrainingSpec,
         rows: int,
         seed: int,
         chosen: Tensor,
         on_step: Callable[[Tensor], None] = lambda loss: None,
-    ) -> Iterator[tuple[int, float]]:
-        """Train on the chosen rows of the split, of a step's batch on so many `rows` at a time.
+    ) -> Callable[[int], Fitting[tuple[int, float]]]:
+        """Trains on the chosen rows of the split, of a step's batch on so many `rows` at a time.
 
-        At the end of each epoch, with `adapted` in eval mode: the steps so far and the mean loss of the epoch.
+        What is given carries the epoch of that number out, from 1: the steps so far and the mean loss of the epoch.
         """
-        trained = [p for p in adapted.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameter_groups(adapted, spec), lr=spec.learning_rate, fused=True)
+        optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
         split = self._splits["train"]
         steps_per_epoch = math.ceil(len(chosen) / spec.batch_size)
-        step = 0
-        for epoch in range(1, spec.epochs + 1):
-            let_adapters_drop(adapted)
+
+        def train_epoch(epoch: int) -> Fitting[tuple[int, float]]:
+            step = (epoch - 1) * steps_per_epoch
             total, n = torch.zeros(2, device=self._base.device)
             for batch in training_batches(split, spec.batch_size, seed, epoch, chosen):
                 step += 1
@@ -376,7 +412,7 @@ class TransformerTrainer:
                 for group in optimiser.param_groups:
                     group["lr"] = share * group["peak"]
                 weights = self._problem.weights(batch.labels).sum().clamp(min=1).to(total.device)
-                losses = backward(split, batch, rows, weights, lambda part: self._losses(forward("train", part), part))
+                losses = yield from backward(split, batch, rows, weights, self._losses)
                 nn.utils.clip_grad_norm_(trained, spec.gradient_clip)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -385,12 +421,13 @@ class TransformerTrainer:
                 if total.device.type == "cpu" or step % _GPU_CHECK == 0:
                     refuse_not_finite(total, step)
                 on_step(losses / weights)
-            adapted.eval()
-            yield step, float(total / n)
+            return step, float(total / n)
 
-    def _validated(self, adapted: Any, forward: ShortenedModel) -> tuple[tuple[str, float], ...]:
-        judged = self._judged(adapted, partial(forward, "validation"), "validation", forward.whole)
-        return searched(self._metrics[0], judged.scores(self._metrics))
+        return train_epoch
+
+    def _validated(self) -> Fitting[tuple[tuple[str, float], ...]]:
+        model = yield from scored("validation")
+        return searched(self._metrics[0], self._judged(model, "validation").scores(self._metrics))
 
     def _forward(self, adapted: Any, batch: Batch) -> Tensor:
         """What the problem reads of the logits, in float32 `(B, ...)`."""
@@ -405,75 +442,16 @@ class TransformerTrainer:
         """The sum of a batch's losses."""
         return self._problem.losses(outputs, batch.labels.to(outputs.device)).sum()
 
-    def _judged(
-        self,
-        adapted: Any,
-        forward: Callable[[Batch], Tensor],
-        split: str,
-        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> Judged:
-        """The model on a split; `whole` lets it run without what stands in for its frozen part."""
-
-        def judged(batch_size: int) -> Judged:
-            found = judge(self._problem, self._splits[split], batch_size, forward)
-            if self._metrics[0].reads != "texts":
-                return found
-            with whole():
-                return found.with_texts(generate(self._base, adapted, self._splits[split], batch_size, self._beat))
-
-        return self._fitting.evaluated(judged)
+    def _judged(self, model: Scored, split: str) -> Judged:
+        rows = self._splits[split]
+        judged = self.memory_fit.evaluated(lambda size: judge(self._problem, rows, size, model.forward))
+        if self._metrics[0].reads != "texts":
+            return judged
+        with model.whole() as adapted:
+            return judged.with_texts(
+                self.memory_fit.evaluated(lambda size: generate(self._base, adapted, rows, size, self._beat))
+            )
 
     def _peak_memory(self) -> int | None:
         device = self._base.device
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
-
-
-def training_of(recipe: TrialRecipe, job: TrialJob) -> TrainingSpec:
-    """The recipe's training with what the job changes.
-
-    Raises:
-        ConfigError: unknown fields, values that are not allowed, or fields that trials share.
-    """
-    problems = [f"training.{name}: is the same for all trials" for name, _ in job.training if name in SHARED]
-    try:
-        spec = TrainingSpec.model_validate(recipe.training.with_changes(dict(job.training)))
-    except ValidationError as error:
-        problems += [f"training.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-    if problems:
-        raise ConfigError(problems)
-    return spec
-
-
-def rate_at(step: int, n_steps: int, warmup_fraction: float) -> float:
-    """The learning rate at `step`, from 1, as a share of its peak: up from 0 in the warm-up, then down to almost 0."""
-    warmup = int(warmup_fraction * n_steps)
-    return step / warmup if step <= warmup else (n_steps - step + 1) / (n_steps - warmup)
-
-
-_LORA_B = ".autopeft_lora_B."
-
-
-def parameter_groups(adapted: nn.Module, spec: TrainingSpec) -> list[dict[str, Any]]:
-    """What trains, in groups for AdamW, each with its `peak` learning rate; vectors (biases, norms) do not decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    kinds = kinds_of_parameters(adapted) if spec.modules else {}
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad:
-            own = spec.modules.get(kinds.get(parameter, ""), ModuleTraining())
-            its_rate = spec.head_learning_rate if is_of_head(name) else own.learning_rate
-            peak = spec.learning_rate if its_rate is None else its_rate
-            if _LORA_B in name:
-                peak *= spec.lora_plus_ratio
-            its_decay = spec.weight_decay if own.weight_decay is None else own.weight_decay
-            decay = its_decay if parameter.dim() >= 2 else 0.0
-            groups.setdefault((peak, decay), []).append(parameter)
-    return [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in groups.items()]
-
-
-def refuse_not_finite(loss: Tensor, step: int) -> None:
-    """
-    Raises:
-        NotFiniteError: the loss is NaN or infinite.
-    """
-    if not math.isfinite(value := float(loss)):
-        raise NotFiniteError(f"the loss is {value} at step {step}; is the learning rate too high?")

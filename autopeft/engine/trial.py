@@ -206,6 +206,10 @@ def read_result(folder: Path) -> TrialResult | None:
         raise StudyCorruptError(f"{path}: not a trial's result: {error}") from error
 
 
+Ended = tuple[TrialJob, "TrialResult | Exception"]
+"""A trial that came to its end, or what it raised."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A trained trial on one split."""
@@ -233,8 +237,29 @@ class Trainer(Protocol):
         """
         ...
 
+    def together(self) -> "TrialsTogether":
+        """Trials that are trained at the same time, none yet."""
+        ...
+
     def evaluate(self, job: TrialJob, split: str, beat: Beat = no_beat) -> Evaluation:
         """Score the weights that `train` left in `job.folder` on `split`."""
+        ...
+
+
+class TrialsTogether(Protocol):
+    """Trials that one worker has in work at the same time; see `Trainer.together`."""
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Their numbers."""
+        ...
+
+    def begin(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None], beat: Beat = no_beat) -> None:
+        """Let a trial join; it raises what `Trainer.train` raises before the first step."""
+        ...
+
+    def advance(self) -> list[Ended]:
+        """Carry all on by a step; those that have ended, with their weights in their folders."""
         ...
 
 

@@ -52,12 +52,14 @@ class Verdict:
     cause: Cause
     what: str
     """Of the trial or the worker: `took longer than 5 s`."""
+    trials: frozenset[int] = frozenset()
+    """Those that it is about, of several in work; empty: all of them."""
 
 
 @dataclass
 class _Order:
-    since: float
-    """By the plain clock."""
+    since: dict[int, float]
+    """When each trial began, by the plain clock."""
     heard: float
     """When it was last heard of, by the clock of the supervisor's waking hours."""
     beats: int = 0
@@ -90,9 +92,10 @@ class Watch:
             return None
         return TICK_SECONDS if least is None else min(TICK_SECONDS, least)
 
-    def begins(self, worker: int) -> None:
-        """The worker has an order and could begin with it."""
-        self._orders[worker] = _Order(self._clock(), self._now())
+    def begins(self, worker: int, number: int = 0) -> None:
+        """The worker has an order and could begin with it; others about other trials may be in work."""
+        since = self._orders[worker].since if worker in self._orders else {}
+        self._orders[worker] = _Order({**since, number: self._clock()}, self._now())
 
     def hears(self, worker: int, beats: int = 1, silence: float = 0.0) -> None:
         """The worker has gone on: so many batches, at most `silence` seconds between two."""
@@ -101,8 +104,12 @@ class Watch:
             order.heard = self._now()
             order.beats += beats
 
-    def ends(self, worker: int) -> None:
-        self._orders.pop(worker, None)
+    def ends(self, worker: int, number: int | None = None) -> None:
+        """The order about a trial is done; None: all of them are."""
+        if (order := self._orders.get(worker)) is not None:
+            order.since.pop(number, None) if number is not None else order.since.clear()
+            if not order.since:
+                del self._orders[worker]
 
     def look(self) -> None:
         """To be called at least once a tick, and often enough that no sleep of the machine counts as time awake."""
@@ -115,7 +122,9 @@ class Watch:
     def seconds_left(self, worker: int) -> float | None:
         """Until the order is late; None where it never is."""
         order, most = self._orders.get(worker), self._bounds.trial_seconds
-        return None if order is None or most is None else max(0.0, order.since + most - self._clock())
+        if order is None or most is None:
+            return None
+        return max(0.0, min(order.since.values()) + most - self._clock())
 
     def judge(self, worker: int, pid: int) -> Verdict | None:
         """Why the worker is to be ended; None if it is not. Its messages must have been read before."""
@@ -125,7 +134,9 @@ class Watch:
         if (order := self._orders.get(worker)) is None:
             return None
         if self.seconds_left(worker) == 0:
-            return Verdict("time-out", f"took longer than {self._bounds.trial_seconds:g} s")
+            seconds, now = self._bounds.trial_seconds or 0.0, self._clock()
+            late = frozenset(number for number, since in order.since.items() if since + seconds <= now)
+            return Verdict("time-out", f"took longer than {seconds:g} s", late)
         silence = self._now() - order.heard
         if self._bounds.silence_seconds is not None and silence > self.patience(order.beats):
             return Verdict("hang", f"made no progress for {silence:.3g} s")

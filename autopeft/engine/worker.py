@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +30,7 @@ from autopeft.engine.messages import (
     EpochDone,
     Evaluate,
     EvaluationDone,
+    Join,
     Message,
     Opened,
     Order,
@@ -43,6 +46,7 @@ from autopeft.engine.trial import (
     Trainer,
     TrialJob,
     TrialResult,
+    TrialsTogether,
     write_result,
 )
 from autopeft.errors import AutopeftError, DataError, EnvironmentProblem, OverLimitError
@@ -76,30 +80,114 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
         return
     _limit_threads(threads)
     pipe.send(Opened(time.monotonic() - start, dict(trainer.facts)))
+    together = trainer.together()
+    begun: dict[int, Begun] = {}
     while True:
-        try:
-            order: Order = pipe.recv()
-        except EOFError:
-            return
-        answer = _obey(trainer, order, pipe)
-        pipe.send(answer)
-        if isinstance(answer, CannotGoOn):
-            return
+        while not together.running or pipe.poll():
+            try:
+                order: Order = pipe.recv()
+            except EOFError:
+                return
+            if not _answered(pipe, partial(_obey, trainer, together, begun, order, pipe)):
+                return
+        for job, outcome in together.advance():
+            if not _answered(pipe, partial(begun.pop(job.number).end, outcome)):
+                return
 
 
-def _obey(trainer: Trainer, order: Order, pipe: Connection) -> Message:
+def _answered(pipe: Connection, answer: Callable[[], Message | None]) -> bool:
+    """Send the answer, if there is one; whether the worker can go on after it."""
+    try:
+        message = answer()
+    except EnvironmentProblem as error:
+        message = CannotGoOn(error, traceback.format_exc())
+    if message is not None:
+        pipe.send(message)
+    return not isinstance(message, CannotGoOn)
+
+
+def _obey(
+    trainer: Trainer, together: TrialsTogether, begun: "dict[int, Begun]", order: Order, pipe: Connection
+) -> Message | None:
+    """The answer to an order; None where it comes later.
+
+    Raises:
+        EnvironmentProblem: no trial can go on.
+    """
     job = order.job
     beat = Pulse(lambda beats, silence: pipe.send(Alive(beats, silence)))
-    if isinstance(order, Evaluate):
-        try:
-            return EvaluationDone(trainer.evaluate(job, order.split, beat), None)
-        except Exception as error:
-            what = f"trial {job.number} could not be evaluated on {order.split}"
-            return EvaluationDone(_as_autopeft_error(error, what), traceback.format_exc())
+
+    def on_epoch(record: EpochRecord) -> None:
+        pipe.send(EpochDone(job.number, record))
+
+    match order:
+        case Evaluate(split=split):
+            try:
+                return EvaluationDone(job.number, trainer.evaluate(job, split, beat), None)
+            except Exception as error:
+                what = f"trial {job.number} could not be evaluated on {split}"
+                return EvaluationDone(job.number, _as_autopeft_error(error, what), traceback.format_exc())
+        case Join():
+            trial = begun[job.number] = Begun(job, on_epoch)
+            try:
+                together.begin(job, trial.keep, beat)
+            except Exception as error:
+                return begun.pop(job.number).end(error)
+            return None
+    return run_trial(trainer, job, on_epoch, beat)
+
+
+class Begun:
+    """A trial that has begun: its result file of an earlier attempt, if there is one, is taken away.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written.
+    """
+
+    def __init__(self, job: TrialJob, on_epoch: Callable[[EpochRecord], None]) -> None:
+        self._job, self._on_epoch = job, on_epoch
+        self._start = time.monotonic()
+        self._records: list[EpochRecord] = []
+        with _written(job.folder):
+            (job.folder / RESULT_FILE).unlink(missing_ok=True)
+
+    def keep(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+        self._records.append(record)
+        self._on_epoch(record)
+
+    def end(self, outcome: TrialResult | Exception) -> TrialDone:
+        """Write the result file; whatever was raised becomes a failed result.
+
+        Raises:
+            EnvironmentProblem: the folder cannot be written, or that is what was raised.
+        """
+        trace, usable = None, True
+        if isinstance(outcome, Exception):
+            if isinstance(outcome, EnvironmentProblem):
+                raise outcome
+            if _is_about_the_disk(outcome):
+                raise EnvironmentProblem(f"{self._job.folder}: cannot be written: {describe(outcome)}") from outcome
+            trace, usable = "".join(traceback.format_exception(outcome)), not _spoils_the_process(outcome)
+            outcome = TrialResult.failed(
+                self._job.number,
+                classify(outcome),
+                describe(outcome),
+                seconds=time.monotonic() - self._start,
+                epochs=tuple(self._records),
+                peak_memory_bytes=peak_memory_bytes(),
+            )
+        with _written(self._job.folder):
+            write_result(self._job.folder, outcome)
+        return TrialDone(outcome, trace, usable)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
     try:
-        return run_trial(trainer, job, lambda record: pipe.send(EpochDone(job.number, record)), beat)
-    except EnvironmentProblem as error:
-        return CannotGoOn(error, traceback.format_exc())
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def run_trial(
@@ -113,36 +201,13 @@ def run_trial(
     Raises:
         EnvironmentProblem: the folder cannot be written, or the trainer raised it.
     """
-    start = time.monotonic()
-    records: list[EpochRecord] = []
-
-    def keep(record: EpochRecord) -> None:
-        records.append(record)
-        on_epoch(record)
-
-    trace, usable = None, True
+    begun = Begun(job, on_epoch)
+    outcome: TrialResult | Exception
     try:
-        (job.folder / RESULT_FILE).unlink(missing_ok=True)
-        try:
-            result = trainer.train(job, keep, beat)
-        except Exception as error:
-            if isinstance(error, EnvironmentProblem):
-                raise
-            if _is_about_the_disk(error):
-                raise EnvironmentProblem(f"{job.folder}: cannot be written: {describe(error)}") from error
-            trace, usable = traceback.format_exc(), not _spoils_the_process(error)
-            result = TrialResult.failed(
-                job.number,
-                classify(error),
-                describe(error),
-                seconds=time.monotonic() - start,
-                epochs=tuple(records),
-                peak_memory_bytes=peak_memory_bytes(),
-            )
-        write_result(job.folder, result)
-    except OSError as error:
-        raise EnvironmentProblem(f"{job.folder}: cannot be written: {error.strerror or error}") from error
-    return TrialDone(result, trace, usable)
+        outcome = trainer.train(job, begun.keep, beat)
+    except Exception as error:
+        outcome = error
+    return begun.end(outcome)
 
 
 def classify(error: BaseException) -> Cause:

@@ -21,6 +21,8 @@ from autopeft.hybrid.modules.base import LayerScope, Own, Parameters, Part
 
 ATTENTION = "autopeft_prefix"
 MLP = "prefix_mlp"
+KeysValues = tuple[Tensor, Tensor, Tensor | None]
+"""Keys, values and score offsets of a prefix, see `KeyValuePart.keys_values`."""
 CHILD = "hybrid_prefix"
 """The host's name in the attention module. It must not contain PEFT's prefix, else `delete_adapter` skips it."""
 
@@ -91,7 +93,7 @@ class AdaptedAttention(nn.Module, HybridLayer):
             for this, old in self.parts[adapter]
         )
 
-    def prefixes(self, batch: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    def prefixes(self, batch: int) -> list[KeysValues]:
         """Keys, values and score offsets of the active adapters, see `KeyValuePart.keys_values`."""
         hidden = self.scope.take_attention_input() if self.scope.keeps_input else None
         return [part.keys_values(own, batch, hidden, self.scope) for part, own in self.active()]
@@ -128,8 +130,25 @@ def prefix_attention(
     """
     host: AdaptedAttention = getattr(module, CHILD)
     implementation = host.base_config._attn_implementation or "eager"
+    return attend(module, implementation, host.prefixes(query.shape[0]), query, key, value, attention_mask, **kwargs)
+
+
+def attend(
+    module: nn.Module,
+    implementation: str,
+    prefixes: Sequence[KeysValues],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of this implementation, with the prefixes before `key` and `value`.
+
+    Raises:
+        ModelError: the attention implementation cannot hold a prefix.
+    """
     function = attention_function(module, implementation)
-    prefixes = host.prefixes(query.shape[0])
     if not prefixes:
         return function(module, query, key, value, attention_mask, **kwargs)
     _check_supported(implementation, attention_mask, kwargs, any(offset is not None for *_, offset in prefixes))
@@ -178,9 +197,7 @@ def _check_supported(implementation: str, mask: Any, kwargs: dict[str, Any], has
         raise ModelError(f"prefix: {problem}. Load the model with attn_implementation='sdpa'")
 
 
-def _extend_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, prefixes: list[tuple[Tensor, Tensor, Tensor | None]]
-) -> Tensor | None:
+def _extend_mask(mask: Tensor | None, query: Tensor, key: Tensor, prefixes: Sequence[KeysValues]) -> Tensor | None:
     """`mask` with columns for the prefixes on the left: open, or with the offset of gate `token`."""
     has_offset = any(offset is not None for *_, offset in prefixes)
     if mask is None:

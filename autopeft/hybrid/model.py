@@ -224,10 +224,16 @@ def _restore_heads(model: nn.Module) -> None:
             model.set_submodule(name, module.original_module)
 
 
+def scope_in(layer: nn.Module) -> LayerScope | None:
+    """The scope that adapters have made at this module; None where there is none."""
+    found: LayerScope | None = layer.__dict__.get(_SCOPE)
+    return found
+
+
 def _scope_of(model: nn.Module, attachment: Attachment) -> LayerScope:
     """The scope of the attachment's layer, made at the first call, with the hook that fills it where one is needed."""
     layer = model.get_submodule(attachment.sites.attention or attachment.sites.name)
-    scope: LayerScope | None = layer.__dict__.get(_SCOPE)
+    scope = scope_in(layer)
     if scope is None:
         scope = layer.__dict__[_SCOPE] = LayerScope()
     part = attachment.part

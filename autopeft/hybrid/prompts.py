@@ -35,6 +35,7 @@ class PromptHost(nn.Module, HybridLayer):
     def __init__(self, owner: nn.Module, device_like: nn.Module, scope: LayerScope) -> None:
         super().__init__()
         self._like = (device_like,)  # in a tuple: it must not become a child
+        self._owner = (owner,)
         self.names = list(inspect.signature(owner.forward).parameters)
         self.takes_ids = takes_prompts(owner) == "ids"
         self.inserted = 0
@@ -48,6 +49,11 @@ class PromptHost(nn.Module, HybridLayer):
     def get_base_layer(self) -> nn.Module:
         """A linear map of the layer: a reference for device and dtype."""
         return self._like[0]
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that runs the stack."""
+        return self._owner[0]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Nothing here can be merged; `HybridModel` refuses before it comes to this."""

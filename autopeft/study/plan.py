@@ -41,6 +41,8 @@ class Plan:
     bounds: Bounds = DEFAULT_BOUNDS
     """When a worker is ended."""
     n_workers: int = 1
+    n_pack: int = 1
+    """Trials that each worker trains together."""
     files: tuple[tuple[str, str], ...] = ()
     """Name and text of what is written into a new run folder: the resolved configuration."""
     context: Mapping[str, Any] = field(default_factory=dict)

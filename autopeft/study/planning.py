@@ -36,6 +36,7 @@ from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
+from autopeft.study.packs import trials_together
 from autopeft.study.plan import Plan
 from autopeft.study.settings import SearchSettings, parse_duration
 
@@ -120,8 +121,13 @@ def make_plan(settings: SearchSettings) -> Plan:
         facts=facts,
     )
     n_workers = settings.workers or default_workers(task.anatomy.n_parameters, settings.device)
+    n_pack = _n_pack(settings, task)
     memory = CacheMemory(
-        cache // n_workers, n_workers, cache_folder(run) if n_workers > 1 else None, settings.cache_dtype == "float16"
+        cache // n_workers,
+        n_workers,
+        cache_folder(run) if n_workers > 1 else None,
+        settings.cache_dtype == "float16",
+        n_pack,
     )
     resolved = settings.model_copy(
         update={"run": str(run), "trials": n_trials, "model": task.model, "recipe": _file(run, "recipe.yaml")}
@@ -153,6 +159,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         seconds=seconds,
         bounds=bounds,
         n_workers=n_workers,
+        n_pack=n_pack,
         files=tuple(files),
         context=context_of(task),
         facts=_facts(task) + limit_facts(space, limits) + _pruner_facts(halving, recipe),
@@ -240,6 +247,22 @@ def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baselin
     if absent:
         notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
     return found, tuple(notes)
+
+
+def _n_pack(settings: SearchSettings, task: Task) -> int:
+    """Trials that each worker trains together.
+
+    Raises:
+        ConfigError: more than one, with trainings on a part of the rows.
+    """
+    is_screened = settings.pruner != "none" and settings.first_rung_on == "rows"
+    if settings.pack == "auto":
+        return 1 if is_screened else trials_together(task.anatomy, task.recipe.training, task.data, settings.device)
+    if settings.pack > 1 and is_screened:
+        raise ConfigError(
+            ["pack: a first rung on rows trains each trial alone; give --pack 1, or --first-rung-on epochs"]
+        )
+    return settings.pack
 
 
 def _halving(settings: SearchSettings, recipe: TrialRecipe) -> Halving | None:

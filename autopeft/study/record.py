@@ -21,6 +21,8 @@ Json = dict[str, Any]
 
 HELD_OUT_SUMMARY = "held_out"
 """Summary entry of a study: trial, split, metrics, interval and rows of the final evaluation."""
+PACK_SUMMARY = "pack"
+"""How many trials each worker trains together, where the user left it open."""
 SETTLED_SUMMARY = "settled"
 """Summary entry of a study: what was measured before its first trial and holds for all, such as the precision."""
 CONTEXT_SUMMARY = "context"

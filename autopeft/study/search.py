@@ -43,6 +43,7 @@ from autopeft.study.reader import read_study
 from autopeft.study.record import (
     CONTEXT_SUMMARY,
     HELD_OUT_SUMMARY,
+    PACK_SUMMARY,
     SETTLED_SUMMARY,
     StudyView,
     TrialRecord,
@@ -101,6 +102,7 @@ class _Session:
         self.cut_off = deque(store.unfinished())
         """Trials that were running when an earlier session died."""
         self.exhausted = ""
+        self.n_pack = self._pack_of_study()
         choices = store.summary.get(SETTLED_SUMMARY)
         self.backend = plan.backend if choices is None else plan.backend.settled(choices)
 
@@ -113,7 +115,9 @@ class _Session:
             return self._end(None)
         self._drop_cache()  # of a session that was killed
         try:
-            with WorkerPool(self.backend, self.plan.n_workers, bounds=self.plan.bounds, log=self.log) as pool:
+            with WorkerPool(
+                self.backend, self.plan.n_workers, bounds=self.plan.bounds, log=self.log, pack=self.n_pack
+            ) as pool:
                 self._loop(pool)
                 if self.stop.now:
                     for event in pool.stop(0):
@@ -121,6 +125,21 @@ class _Session:
                 return self._end(pool)
         finally:
             self._drop_cache()
+
+    def _pack_of_study(self) -> int:
+        """What the plan says or, where the user left it open, what it said when the study was begun."""
+        if self.plan.settings.pack != "auto":
+            return self.plan.n_pack
+        known = self.store.summary.get(PACK_SUMMARY)
+        if isinstance(known, int):
+            return known
+        self.store.set_summary(PACK_SUMMARY, self.plan.n_pack)
+        return self.plan.n_pack
+
+    @property
+    def n_at_a_time(self) -> int:
+        """Trials that may be in work."""
+        return self.plan.n_workers * self.n_pack
 
     def _drop_cache(self) -> None:
         shutil.rmtree(cache_folder(self.plan.run), ignore_errors=True)
@@ -140,8 +159,13 @@ class _Session:
             if self.stop.signal and not is_told:
                 is_told = True
                 self.listener(Stopping(self.stop.signal, GRACE_SECONDS))
+            deaths: set[str | None] = set()
             for event in pool.wait(_TICK_SECONDS):
                 self._handle(event)
+                if isinstance(event, Finished) and event.result.error not in deaths:
+                    self.failures.count(event.result)
+                    # A worker takes all that it had in work with it: that is one failure.
+                    deaths |= {event.result.error} if event.result.cause in RETRIED else set()
 
     def _wants_more(self, running: int) -> bool:
         """Whether another trial may begin: tried and running ones are not the total yet, and there is time."""
@@ -153,7 +177,7 @@ class _Session:
 
     def _is_out_of_time(self) -> bool:
         spent = sum(trial.result.seconds for trial in self.store.trials if trial.result)
-        return self.plan.seconds is not None and spent / self.plan.n_workers >= self.plan.seconds
+        return self.plan.seconds is not None and spent / self.n_at_a_time >= self.plan.seconds
 
     def _next_trial(self) -> TrialRecord | None:
         """One that was cut off, one whose worker was lost, the next baseline, or the sampler's proposal."""
@@ -190,10 +214,11 @@ class _Session:
     def _n_settled(self) -> int:
         """Trials, from the first, whose outcome the next proposal may know.
 
-        The last `n_workers - 1` count as running even if they have ended: so a proposal depends on outcomes alone and
-        never on which of the workers was faster, and a study is the same however often it is killed.
+        The last ones, one fewer than may run at a time, count as running even if they have ended: so a proposal
+        depends on outcomes alone and never on which of them was faster, and a study is the same however often it is
+        killed.
         """
-        return len(self.store.trials) - self.plan.n_workers + 1
+        return len(self.store.trials) - self.n_at_a_time + 1
 
     def _is_settled(self) -> bool:
         """Whether the next trial may begin: all that its proposal may know has ended."""
@@ -223,7 +248,6 @@ class _Session:
                 self.listener(EpochEnded(number, record))
             case Finished(result=result):
                 self._record(result)
-                self.failures.count(result)
 
     def _record(self, result: TrialResult) -> None:
         self.store.finish(result.number, result)

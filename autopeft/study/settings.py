@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -66,6 +66,9 @@ class SearchSettings(Frozen):
     """Where to compute: cpu, cuda (all GPUs in turn), cuda:1, mps; auto: the GPUs where there are any, else the CPU."""
     workers: int | None = Field(default=None, ge=1, le=256)
     """Trials at a time, one process each: one a GPU, else up to four that share the cores. Proposals depend on it."""
+    pack: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
+    """Trials that each worker trains together, in one forward pass; auto: 1 on a CPU, on a GPU by its size and the
+    model's. Proposals depend on it as on workers."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
     hang_after: str = "5m"
@@ -86,6 +89,11 @@ class SearchSettings(Frozen):
     @classmethod
     def _known_device(cls, value: str) -> str:
         return known_device(value)
+
+    @field_validator("pack", mode="before")
+    @classmethod
+    def _number_of_digits(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
     @field_validator("from_", mode="before")
     @classmethod

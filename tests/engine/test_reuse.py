@@ -79,7 +79,7 @@ def assert_equal(a: TrialResult, b: TrialResult, tolerance: float) -> None:
 def stand_ins(trainer: TransformerTrainer, architecture: Architecture) -> dict[str, int]:
     """The modules that the last trial of this architecture did without, and the vectors kept of each."""
     with trainer._base.adapted(architecture, dropout=0.0, seed=0) as adapted:
-        plan = trainer._reuse._plan(architecture, lambda batch: trainer._forward(adapted, batch))
+        plan = trainer._reuse.plan(architecture, lambda batch: trainer._forward(adapted, batch))
     return {one.path: len(one.kept) for one in plan.stand_ins}
 
 
@@ -242,7 +242,7 @@ def test_the_last_layer_is_computed_for_the_token_that_the_head_reads(family: st
     trainer = opened.trainer(family)
     architecture = below(family, trainer)
     with trainer._base.adapted(architecture, dropout=0.0, seed=0) as adapted:
-        plan = trainer._reuse._plan(architecture, lambda batch: trainer._forward(adapted, batch))
+        plan = trainer._reuse.plan(architecture, lambda batch: trainer._forward(adapted, batch))
     assert plan.reads == reads
 
 

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from autopeft.engine.optimising import parameter_groups, rate_at, training_of
 from autopeft.engine.pool import Finished, WorkerPool
 from autopeft.engine.rungs import SCREENING, Rung
 from autopeft.engine.shared_model import ADAPTER_FILES, SharedModel
-from autopeft.engine.training import TransformerTrainer, parameter_groups, rate_at, training_of
+from autopeft.engine.training import TransformerTrainer
 from autopeft.engine.trial import EpochRecord, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import TrialDone, run_trial
 from autopeft.errors import ConfigError, ModelError

@@ -59,6 +59,7 @@ def toy_plan(
         seconds=None,
         bounds=bounds,
         n_workers=settings.workers or 1,
+        n_pack=1 if settings.pack == "auto" else settings.pack,
     )
 
 

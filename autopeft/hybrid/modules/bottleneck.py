@@ -22,7 +22,7 @@ from autopeft.hybrid.roles import linear_widths
 from autopeft.hybrid.sites import LayerSites
 from autopeft.space.architecture import Placement
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
@@ -102,7 +102,7 @@ class Bottleneck:
     def forward(self, own: Own, x: Tensor, at: Pass) -> Tensor:
         down, up = own[f"{self.kind}_down"], own[f"{self.kind}_up"]
         x = x.to(down.weight.dtype)
-        update = up(_ACTIVATIONS[self.activation](down(functional.dropout(x, self.dropout, at.training))))
+        update = up(ACTIVATIONS[self.activation](down(functional.dropout(x, self.dropout, at.training))))
         update = update * (own[f"{self.kind}_scale"] if self.scale is None else self.scale)
         if self.gate == "none":
             return update
