@@ -99,7 +99,7 @@ def make_table(out: Path, settings: TableSettings, tell: Callable[[str], None] =
 def _tasks(settings: TableSettings, recipe: TrialRecipe) -> tuple[list[_Task], Anatomy, str]:
     if not settings.tasks:
         raise UsageError("bench table: name at least one task with --data")
-    from autopeft.engine.training import TransformerBackend
+    from autopeft.engine.transformer_backend import TransformerBackend
 
     found: list[_Task] = []
     for source in settings.tasks:

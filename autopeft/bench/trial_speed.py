@@ -28,7 +28,8 @@ from autopeft.engine.data import TaskData
 from autopeft.engine.devices import choose_device
 from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.shared_model import SharedModel, choose_dtype
-from autopeft.engine.training import TransformerBackend, TransformerTrainer
+from autopeft.engine.training import TransformerTrainer
+from autopeft.engine.transformer_backend import TransformerBackend
 from autopeft.engine.trial import TrialJob
 from autopeft.engine.worker import let_garbage_be_found_fast
 from autopeft.errors import UnknownNameError, UsageError

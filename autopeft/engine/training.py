@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,16 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.engine.batches import Batch, TokenisedSplit, training_batches
-from autopeft.engine.data import TaskData
-from autopeft.engine.devices import choose_device, name_of
+from autopeft.engine.devices import name_of
 from autopeft.engine.fitting import Fitting, Scored, alone, scored
 from autopeft.engine.gauge import latency_overhead, longest_batch, refuse_over_limit, training_memory, typical_batch
 from autopeft.engine.generating import generate
 from autopeft.engine.limits import NO_LIMITS, Limits
 from autopeft.engine.micro_batches import MemoryFit, backward, told_once
-from autopeft.engine.models import load_anatomy
 from autopeft.engine.optimising import parameter_groups, rate_at, refuse_not_finite, trained_of, training_of
-from autopeft.engine.precision import allow_tf32, checked, in_force, measure_precision
+from autopeft.engine.precision import in_force
 from autopeft.engine.pulse import Beat, no_beat
 from autopeft.engine.quantisation import is_exact_by_row
 from autopeft.engine.recipe import TrainingSpec, TrialRecipe
@@ -37,98 +34,18 @@ from autopeft.engine.reuse import DEFAULT_CACHE, CacheMemory, FrozenPartReuse, N
 from autopeft.engine.scoring import Judged, judge, metrics_of, searched
 from autopeft.engine.shared_model import (
     SharedModel,
-    choose_dtype,
     let_adapters_drop,
     save_adapter,
 )
 from autopeft.engine.trial import EpochRecord, Evaluation, TrialJob, TrialResult
 from autopeft.engine.worker import peak_memory_bytes
-from autopeft.errors import ModelError
 from autopeft.space.modules import Scalar
-from autopeft.space.site_map import NO_SITE_MAP, SiteMap
 
 if TYPE_CHECKING:
     from autopeft.engine.packing import PackedTrials
 
 _GPU_CHECK = 16
 """Steps between looks at the loss on a GPU: each look waits for all that is queued."""
-
-
-@dataclass(frozen=True)
-class TransformerBackend:
-    """What a worker needs to train on a task."""
-
-    model: str
-    """A folder, a hub id, or `package:NAME`."""
-    revision: str | None
-    recipe: TrialRecipe
-    """Of its model only the quantisation is looked at."""
-    data: TaskData
-    limits: Limits = NO_LIMITS
-    cache: CacheMemory = DEFAULT_CACHE
-    """For what the frozen part of the model gives."""
-    site_map: SiteMap = NO_SITE_MAP
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto: a GPU where there is one."""
-
-    def __reduce__(self) -> tuple[type["TransformerBackend"], tuple[Any, ...]]:
-        # A mapping proxy, as the data have for their splits, cannot be pickled.
-        data = replace(self.data, splits=dict(self.data.splits))
-        own = (self.model, self.revision, self.recipe, data, self.limits, self.cache, self.site_map, self.device)
-        return type(self), own
-
-    @property
-    def is_settled(self) -> bool:
-        return self.recipe.training.precision != "auto"
-
-    def settle(self, worker: int = 0) -> Mapping[str, Scalar]:
-        """The precision that suits the device and the model.
-
-        Raises:
-            ModelError: the model's config cannot be found or read.
-            EnvironmentProblem: there is no such device.
-        """
-        device = choose_device(worker, self.device)
-        precision, ratio = measure_precision(load_anatomy(self.model, self.revision, self.site_map), device)
-        measured = {} if ratio is None else {"bfloat16_speed": round(ratio, 2)}
-        return {"precision": precision, "device": name_of(device), **measured}
-
-    def settled(self, choices: Mapping[str, object]) -> "TransformerBackend":
-        """
-        Raises:
-            StudyCorruptError: `choices` are not of `settle`.
-        """
-        if self.is_settled:
-            return self
-        training = self.recipe.training.model_copy(update={"precision": checked(choices.get("precision"))})
-        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
-
-    def open(self, worker: int = 0) -> "TransformerTrainer":
-        """Load the model and tokenise the data.
-
-        Raises:
-            ModelError: the model cannot be found, read or adapted, or does not fit its tokeniser.
-            EnvironmentProblem: the Python package that holds the model is not installed.
-        """
-        device = choose_device(worker, self.device)
-        allow_tf32(self.recipe.training.precision, device)
-        base = SharedModel.load(
-            self.model,
-            self.revision,
-            problem=self.data.problem,
-            device=device,
-            dtype=choose_dtype(device, self.recipe.training.precision),
-            site_map=self.site_map,
-            quantisation=self.recipe.model.quantisation,
-        )
-        longest = min(self.recipe.training.max_length, base.max_tokens)
-        splits = {name: base.encode(split, longest) for name, split in self.data.splits.items()}
-        n_known = base.n_known_tokens
-        if (n_used := max(int(split.tokens.max()) for split in splits.values()) + 1) > n_known:
-            raise ModelError(
-                f"{self.model}: its tokeniser gives token {n_used - 1}, the model knows {n_known:,} tokens"
-            )
-        return TransformerTrainer(base, self.recipe, splits, self.limits, self.cache)
 
 
 class Fitted(NamedTuple):

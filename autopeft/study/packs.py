@@ -3,10 +3,29 @@
 from autopeft.engine.data import TaskData
 from autopeft.engine.pack_size import pack_size
 from autopeft.engine.recipe import TrainingSpec
+from autopeft.errors import ConfigError
 from autopeft.space.anatomy import Anatomy
+from autopeft.study.settings import SearchSettings
 
 _ROWS = 1000
 _TOKENS_A_WORD = 1.4
+
+
+def n_pack_of(settings: SearchSettings, anatomy: Anatomy, training: TrainingSpec, data: TaskData) -> int:
+    """Trials that each worker trains together.
+
+    Raises:
+        EnvironmentProblem: there is no such device.
+        ConfigError: more than one, with trainings on a part of the rows.
+    """
+    is_screened = settings.pruner != "none" and settings.first_rung_on == "rows"
+    if settings.pack == "auto":
+        return 1 if is_screened else trials_together(anatomy, training, data, settings.device)
+    if settings.pack > 1 and is_screened:
+        raise ConfigError(
+            ["pack: a first rung on rows trains each trial alone; give --pack 1, or --first-rung-on epochs"]
+        )
+    return settings.pack
 
 
 def trials_together(anatomy: Anatomy, training: TrainingSpec, data: TaskData, device: str) -> int:

@@ -19,7 +19,6 @@ from autopeft.engine.metrics import find_metric
 from autopeft.engine.models import check_fits, load_anatomy, load_config
 from autopeft.engine.pool import available_cores
 from autopeft.engine.recipe import TaskSpec, TrainingSpec, TrialRecipe, load_recipe
-from autopeft.engine.rungs import SCREENING
 from autopeft.errors import ConfigError
 from autopeft.samplers import LEARNS_FROM_EARLIER, SAMPLERS, WEIGHS_SECONDS, find_sampler
 from autopeft.samplers.named import OptunaSampler
@@ -32,12 +31,12 @@ from autopeft.space.spec import SpaceSpec, load_space
 from autopeft.study.baselines import Baseline, find_baselines
 from autopeft.study.bounds import parse_bounds
 from autopeft.study.earlier import find_earlier
-from autopeft.study.halving import Halving
 from autopeft.study.identity import Identity, Part
 from autopeft.study.layout import cache_folder
 from autopeft.study.limits import limit_facts, limits_of_identity, parse_limits
-from autopeft.study.packs import trials_together
+from autopeft.study.packs import n_pack_of
 from autopeft.study.plan import Plan
+from autopeft.study.pruning import halving_of, pruner_facts
 from autopeft.study.settings import SearchSettings, parse_duration
 
 RUNS = Path("runs")
@@ -96,13 +95,13 @@ def make_plan(settings: SearchSettings) -> Plan:
     if isinstance(sampler, OptunaSampler):
         sampler.check(space, settings.objective)
     n_trials = settings.trials or recipe.trials
-    halving = _halving(settings, recipe)
+    halving = halving_of(settings, recipe.training.epochs)
     baselines, notes = first_trials(space, recipe) if settings.baselines else ((), ())
     run = Path(settings.run) if settings.run else RUNS / _run_name(settings, task)
     earlier, told = find_earlier(settings.from_, run, space)
     facts = {name: _version(name) for name in LIBRARIES}
     from autopeft.engine.reuse import CacheMemory  # torch, only after all that can be wrong is checked
-    from autopeft.engine.training import TransformerBackend
+    from autopeft.engine.transformer_backend import TransformerBackend
 
     identity = Identity(
         space=Part(settings.space, _hash(spec.content())),
@@ -121,7 +120,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         facts=facts,
     )
     n_workers = settings.workers or default_workers(task.anatomy.n_parameters, settings.device)
-    n_pack = _n_pack(settings, task)
+    n_pack = n_pack_of(settings, task.anatomy, recipe.training, task.data)
     memory = CacheMemory(
         cache // n_workers,
         n_workers,
@@ -162,7 +161,7 @@ def make_plan(settings: SearchSettings) -> Plan:
         n_pack=n_pack,
         files=tuple(files),
         context=context_of(task),
-        facts=_facts(task) + limit_facts(space, limits) + _pruner_facts(halving, recipe),
+        facts=_facts(task) + limit_facts(space, limits) + pruner_facts(halving, recipe.training.epochs),
         notes=(*task.data.notes, *notes, *told, *_without_effect(settings)),
         baselines=baselines,
         earlier=earlier,
@@ -247,44 +246,6 @@ def first_trials(space: SearchSpace, recipe: TrialRecipe) -> tuple[tuple[Baselin
     if absent:
         notes.append("not in this space: " + ", ".join(f"{name} ({reason})" for name, reason in absent))
     return found, tuple(notes)
-
-
-def _n_pack(settings: SearchSettings, task: Task) -> int:
-    """Trials that each worker trains together.
-
-    Raises:
-        ConfigError: more than one, with trainings on a part of the rows.
-    """
-    is_screened = settings.pruner != "none" and settings.first_rung_on == "rows"
-    if settings.pack == "auto":
-        return 1 if is_screened else trials_together(task.anatomy, task.recipe.training, task.data, settings.device)
-    if settings.pack > 1 and is_screened:
-        raise ConfigError(
-            ["pack: a first rung on rows trains each trial alone; give --pack 1, or --first-rung-on epochs"]
-        )
-    return settings.pack
-
-
-def _halving(settings: SearchSettings, recipe: TrialRecipe) -> Halving | None:
-    if settings.pruner == "none":
-        return None
-    on_rows = settings.first_rung_on == "rows"
-    return Halving.over(recipe.training.epochs, settings.first_rung, settings.eta, on_rows=on_rows)
-
-
-def _pruner_facts(halving: Halving | None, recipe: TrialRecipe) -> tuple[tuple[str, str], ...]:
-    if halving is None:
-        return ()
-    if not halving.rungs:
-        return (("pruner", f"halving, which stops none: {recipe.training.epochs} epochs have no rung"),)
-    epochs = [str(rung) for rung in halving.rungs if rung != SCREENING]
-    places = (
-        [f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(epochs)} of {recipe.training.epochs}"] if epochs else []
-    )
-    if halving.screen is not None:
-        places.insert(0, f"the end of a training on {100 * halving.screen:g}% of the rows")
-    where = " and ".join(places)
-    return (("pruner", f"halving: baselines, and the best 1/{halving.eta} of the trials that reach {where}, go on"),)
 
 
 def _without_effect(settings: SearchSettings) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def probe(plan: Plan) -> Probe:
         AutopeftError: the backend does not open, or a trial fails.
     """
     # Only TransformerBackend knows of recipes; torch comes with it.
-    from autopeft.engine.training import TransformerBackend
+    from autopeft.engine.transformer_backend import TransformerBackend
 
     backend = plan.backend
     assert isinstance(backend, TransformerBackend)

@@ -79,7 +79,9 @@ def make_train_plan(settings: TrainSettings) -> TrainPlan:
     recipe = task.recipe
     architecture, layers = place_in(given, task.anatomy, may_map=True)
     training = _searched_training(settings, given)
-    from autopeft.engine.training import TransformerBackend  # torch, only after all that can be wrong is checked
+    from autopeft.engine.transformer_backend import (
+        TransformerBackend,  # torch, only after all that can be wrong is checked
+    )
 
     protocol = recipe.training.with_changes(dict(training))
     return TrainPlan(

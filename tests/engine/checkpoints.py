@@ -11,7 +11,7 @@ from autopeft.engine.columns import Columns
 from autopeft.engine.data import TaskData
 from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.splits import Split
-from autopeft.engine.training import TransformerBackend
+from autopeft.engine.transformer_backend import TransformerBackend
 from tests.models import TINY_FAMILIES, VOCABULARY, tiny
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -15,6 +15,7 @@ from autopeft.engine.batches import Batch
 from autopeft.engine.micro_batches import MemoryFit
 from autopeft.engine.packing import PackedTrials
 from autopeft.engine.pool import WorkerPool
+from autopeft.engine.rungs import Rung
 from autopeft.engine.training import TransformerTrainer
 from autopeft.engine.trial import NotFiniteError, TrialJob, TrialResult, read_result
 from autopeft.engine.worker import let_garbage_be_found_fast
@@ -186,7 +187,7 @@ def test_a_trial_whose_loss_is_nan_fails_alone(opened: Opened, tmp_path: Path) -
 def test_a_trial_that_falls_short_leaves_its_place(opened: Opened, tmp_path: Path) -> None:
     bert = opened.trainer("bert")
     todo = jobs(tmp_path, adapters()[:3], epochs=3)
-    todo[1] = replace(todo[1], rungs=((1, 2.0),))
+    todo[1] = replace(todo[1], rungs=(Rung(1, 2.0),))
     results, seen = train_together(bert, todo, 2)
     found = [results[n] for n in range(3)]
     assert [getattr(result, "state", result) for result in found] == ["complete", "pruned", "complete"]

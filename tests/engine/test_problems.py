@@ -19,7 +19,8 @@ from autopeft.engine.problems import PROBLEMS
 from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.reuse import CacheMemory
 from autopeft.engine.scoring import judge
-from autopeft.engine.training import TransformerBackend, TransformerTrainer
+from autopeft.engine.training import TransformerTrainer
+from autopeft.engine.transformer_backend import TransformerBackend
 from autopeft.engine.trial import TrialJob, TrialResult
 from autopeft.space.architecture import Architecture, place
 from tests.engine.checkpoints import checkpoint

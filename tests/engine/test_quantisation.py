@@ -11,7 +11,8 @@ import torch
 from autopeft.engine import quantisation as module
 from autopeft.engine.models import load_anatomy
 from autopeft.engine.reuse import CacheMemory
-from autopeft.engine.training import TransformerBackend, TransformerTrainer
+from autopeft.engine.training import TransformerTrainer
+from autopeft.engine.transformer_backend import TransformerBackend
 from autopeft.engine.trial import TrialJob
 from autopeft.errors import EnvironmentProblem, ExportError
 from autopeft.export.merged import write_merged
