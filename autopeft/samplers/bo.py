@@ -2,7 +2,8 @@
 
 Only points are looked at that are in the space, within the budget and untrained. A Gaussian process over encoded points
 (`encoding`, `surrogate`) says how good each may be; a local search over feasible neighbours finds the one that promises
-most (`acquisition`). Running trials count as if they ended as expected, failed ones as bad, pruned ones by their curve.
+most (`acquisition`). Every third proposal is the Parzen estimator's. Running trials count as if they ended as expected,
+failed ones as bad, pruned ones by their curve.
 The proposal follows from the ask alone: nothing is kept between calls that changes a result.
 """
 
@@ -22,6 +23,7 @@ from autopeft.samplers.outcomes import expected_ends, tamed, value_of_failed
 from autopeft.samplers.plain import crossed, filled, plain, together
 from autopeft.samplers.proposal import Ask, Observation
 from autopeft.samplers.surrogate import Hyperparameters, Posterior, fit
+from autopeft.samplers.tpe import suggest_tpe
 from autopeft.samplers.transferred import Forecast, forecast
 from autopeft.space.parameters import Params
 from autopeft.space.search_space import Candidate, SearchSpace
@@ -46,6 +48,9 @@ _PAIRS = 24
 _EAGER = 0.1
 """Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
 of dimensions nearly everything is uncertain, and improvement alone would explore for ever."""
+_OTHERS, _OTHERS_FROM = 3, 30
+"""Every third proposal after the first 30 is the Parzen estimator's: where the surrogate is wrong of a region it does
+not go there again, and so finds nothing more; the other goes wrong elsewhere, and both learn of it."""
 _LEAST_GAIN = 1e-3
 """In log acquisition, below which a local search ends."""
 
@@ -65,8 +70,14 @@ def suggest_bo(ask: Ask) -> Params:
         if ask.earlier and len(ask.past) % 2 == 0:
             return _told_by_earlier(ask, encoding, complete, rng)
         return dict(_at_random(space, rng).params)
+    if ask.objective == "score" and not ask.per_second and _is_others_turn(len(ask.past)):
+        return suggest_tpe(ask)
     beliefs = _Beliefs.of(ask, encoding, complete)
     return dict(_search(ask, beliefs.acquisition(ask), beliefs.incumbents(ask), rng).params)
+
+
+def _is_others_turn(n_past: int) -> bool:
+    return n_past >= _OTHERS_FROM and n_past % _OTHERS == _OTHERS - 1
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def crossed(
         return
     for _ in range(n_points):
         one, other = (dict(parents[int(at)].params) for at in rng.permutation(len(parents))[:2])
-        from_other = {module for module in {key[0] for key in known.names} if rng.random() < 0.5}
+        from_other = {module for module in sorted({key[0] for key in known.names}) if rng.random() < 0.5}
         active = {name: value for name, value in one.items() if known.key_of.get(name, ("",))[0] not in from_other}
         active |= {name: value for name, value in other.items() if known.key_of.get(name, ("",))[0] in from_other}
         yield from _fitted(space, parents[0], active, rng)

@@ -65,10 +65,11 @@ def probe(plan: Plan) -> Probe:
 
         def trained(pool: WorkerPool, n_epochs: int) -> list[TrialResult]:
             nonlocal opened, device
-            for number in range(plan.n_workers):
-                pool.submit(_job(plan, point, number, n_epochs, place / str(number)))
+            waiting = [_job(plan, point, number, n_epochs, place / str(number)) for number in range(plan.n_workers)]
             results: list[TrialResult] = []
             while len(results) < plan.n_workers:
+                while waiting and pool.n_free:
+                    pool.submit(waiting.pop(0))
                 for event in pool.wait():
                     if isinstance(event, Ready):
                         opened, device = time.monotonic() - start, event.facts.get("device", "cpu")

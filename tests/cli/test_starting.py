@@ -17,7 +17,7 @@ def test_init_writes_a_commented_config_that_check_and_search_take(place):
     assert "autopeft search --config mine.yaml" in done.out
     text = (place.folder / "mine.yaml").read_text()
     assert text.startswith("# autopeft search --config mine.yaml")
-    assert "labels: " in text
+    assert "# classification: labels " in text
     settings = load(place.folder / "mine.yaml", SearchSettings)
     assert (settings.budget, settings.space, settings.model) == ("20%", "lora", "model")
     checked = place("check", "--config", "mine.yaml")

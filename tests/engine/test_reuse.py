@@ -182,10 +182,11 @@ def test_two_workers_share_one_set_of_files(opened: Opened, tmp_path: Path) -> N
     opened.trainer("bert")
     shared = replace(backend(opened._root / "bert"), cache=memory)
     with WorkerPool(shared, 2, threads=1, log=logging.getLogger("quiet")) as pool:
-        for number in range(2):
-            pool.submit(TrialJob(number, lora(1), (), 1, tmp_path / str(number)))
+        waiting = [TrialJob(number, lora(1), (), 1, tmp_path / str(number)) for number in range(2)]
         found: list[TrialResult] = []
         while len(found) < 2:
+            while waiting and pool.n_free:
+                pool.submit(waiting.pop(0))
             found += [event.result for event in pool.wait() if isinstance(event, Finished)]
     assert [result.state for result in found] == ["complete"] * 2
     for result in found:
