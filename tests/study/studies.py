@@ -57,7 +57,7 @@ def result(number: int) -> TrialResult:
     score = random.Random(number).random()
     epochs = tuple(EpochRecord(n, 10 * n, 1 / n, (("accuracy", score / n),), 0.5 * n) for n in (1, 2))
     if number % 5 == 4:
-        return TrialResult.failed(number, "not finite", "the loss is nan", seconds=0.5, epochs=epochs[:1])
+        return TrialResult.failed(number, "NaN", "the loss is nan", seconds=0.5, epochs=epochs[:1])
     return TrialResult(number, "complete", score, 2, epochs, 100 + number, 120, 2, 1.25, None)
 
 
