@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from autopeft.engine.batches import Batch, TokenisedSplit
 
-__all__ = ["Problem", "Rows"]
+__all__ = ["Problem", "Rows", "RowsAlike"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +124,19 @@ class Problem(Protocol):
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         """Predictions of all rows of a split and what is true of them, as its metrics take them."""
         ...
+
+
+class RowsAlike:
+    """What most problems have in common: a model's usual inputs, all of its logits, one loss a row, no made texts."""
+
+    def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
+        return batch.model_inputs()
+
+    def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
+        return logits
+
+    def weights(self, labels: "Tensor") -> "Tensor":
+        return labels.new_ones(len(labels))
+
+    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
+        return []

@@ -9,7 +9,7 @@ import numpy as np
 from autopeft.engine.columns import find_columns
 from autopeft.engine.labels import number_classes
 from autopeft.engine.problem_names import ProblemName
-from autopeft.engine.problems.base import Rows
+from autopeft.engine.problems.base import Rows, RowsAlike
 from autopeft.engine.reading import read_texts, refuse_swallowed, without_unlabelled_test
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split
@@ -19,14 +19,14 @@ from autopeft.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autopeft.engine.batches import Batch, TokenisedSplit
+    from autopeft.engine.batches import TokenisedSplit
 
 __all__ = ["Classification"]
 
 
 @final
 @dataclass(frozen=True)
-class Classification:
+class Classification(RowsAlike):
     """Cross-entropy over the classes; the prediction is the number of one."""
 
     label_names: tuple[str, ...] = ()
@@ -79,15 +79,6 @@ class Classification:
 
         return tokenise(split.texts, torch.tensor(split.labels), tokenizer, max_length)
 
-    def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
-        return batch.model_inputs()
-
-    def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
-        return logits
-
-    def weights(self, labels: "Tensor") -> "Tensor":
-        return labels.new_ones(len(labels))
-
     def losses(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
 
@@ -95,9 +86,6 @@ class Classification:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.argmax(-1).tolist()
-
-    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
-        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted), split.labels.numpy()

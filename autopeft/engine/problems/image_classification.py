@@ -14,7 +14,7 @@ import numpy as np
 from autopeft.engine.columns import Columns
 from autopeft.engine.labels import number_classes
 from autopeft.engine.problem_names import ProblemName
-from autopeft.engine.problems.base import Rows
+from autopeft.engine.problems.base import Rows, RowsAlike
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split
 from autopeft.engine.tables import BadRows, Table
@@ -30,7 +30,7 @@ __all__ = ["ImageClassification"]
 
 @final
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(RowsAlike):
     """Cross-entropy over the classes; the prediction is the number of one."""
 
     label_names: tuple[str, ...] = ()
@@ -86,12 +86,6 @@ class ImageClassification:
         assert batch.pixel_values is not None
         return {"pixel_values": batch.pixel_values}
 
-    def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
-        return logits
-
-    def weights(self, labels: "Tensor") -> "Tensor":
-        return labels.new_ones(len(labels))
-
     def losses(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
 
@@ -99,9 +93,6 @@ class ImageClassification:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.argmax(-1).tolist()
-
-    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
-        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted), split.labels.numpy()

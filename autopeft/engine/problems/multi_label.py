@@ -9,7 +9,7 @@ import numpy as np
 from autopeft.engine.columns import LABELS, find_columns, has_lists
 from autopeft.engine.label_lists import number_lists
 from autopeft.engine.problem_names import ProblemName
-from autopeft.engine.problems.base import Rows
+from autopeft.engine.problems.base import Rows, RowsAlike
 from autopeft.engine.reading import read_texts, without_unlabelled_test
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split
@@ -18,7 +18,7 @@ from autopeft.engine.tables import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autopeft.engine.batches import Batch, TokenisedSplit
+    from autopeft.engine.batches import TokenisedSplit
 
 __all__ = ["MultiLabel"]
 
@@ -27,7 +27,7 @@ NAMES = (*LABELS, "tags", "categories", "topics", "emotions", "genres")
 
 @final
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(RowsAlike):
     """Binary cross-entropy, the mean over classes; those with a probability over one half are predicted."""
 
     label_names: tuple[str, ...] = ()
@@ -82,15 +82,6 @@ class MultiLabel:
             labels[row, list(classes)] = 1
         return tokenise(split.texts, labels, tokenizer, max_length)
 
-    def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
-        return batch.model_inputs()
-
-    def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
-        return logits
-
-    def weights(self, labels: "Tensor") -> "Tensor":
-        return labels.new_ones(len(labels))
-
     def losses(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
 
@@ -98,9 +89,6 @@ class MultiLabel:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return list((outputs > 0).cpu().numpy())
-
-    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
-        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.stack(predicted).astype(np.int64), split.labels.numpy().astype(np.int64)

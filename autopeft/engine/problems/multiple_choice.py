@@ -10,7 +10,7 @@ import numpy as np
 
 from autopeft.engine.columns import LABELS, Columns, has_lists, named_or_only
 from autopeft.engine.problem_names import ProblemName
-from autopeft.engine.problems.base import Rows
+from autopeft.engine.problems.base import Rows, RowsAlike
 from autopeft.engine.reading import without_unlabelled_test
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split, Texts
@@ -32,7 +32,7 @@ _NUMBERED = re.compile(r"(choice|option|ending|answer|sol)_?([0-9])")
 
 @final
 @dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoice(RowsAlike):
     """Cross-entropy over the scores of a row's choices; the prediction is the number of one."""
 
     label_names: tuple[str, ...] = ()
@@ -100,12 +100,6 @@ class MultipleChoice:
         C = len(self.label_names)
         return {name: value.view(-1, C, value.shape[-1]) for name, value in batch.model_inputs().items()}  # (B, C, T)
 
-    def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
-        return logits
-
-    def weights(self, labels: "Tensor") -> "Tensor":
-        return labels.new_ones(len(labels))
-
     def losses(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
 
@@ -113,9 +107,6 @@ class MultipleChoice:
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.argmax(-1).tolist()
-
-    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
-        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted), split.labels.numpy()

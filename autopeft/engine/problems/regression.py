@@ -9,7 +9,7 @@ import numpy as np
 from autopeft.engine.columns import LABELS, SCORES, find_columns
 from autopeft.engine.labels import read_numbers
 from autopeft.engine.problem_names import ProblemName
-from autopeft.engine.problems.base import Rows
+from autopeft.engine.problems.base import Rows, RowsAlike
 from autopeft.engine.reading import read_texts, refuse_swallowed, without_unlabelled_test
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split
@@ -18,14 +18,14 @@ from autopeft.engine.tables import Table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autopeft.engine.batches import Batch, TokenisedSplit
+    from autopeft.engine.batches import TokenisedSplit
 
 __all__ = ["Regression"]
 
 
 @final
 @dataclass(frozen=True)
-class Regression:
+class Regression(RowsAlike):
     """Squared error; the prediction is the head's one output."""
 
     label_names: tuple[str, ...] = ()
@@ -72,23 +72,11 @@ class Regression:
         labels = torch.tensor(split.labels, dtype=torch.float32)
         return tokenise(split.texts, labels, tokenizer, max_length)
 
-    def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
-        return batch.model_inputs()
-
-    def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
-        return logits
-
-    def weights(self, labels: "Tensor") -> "Tensor":
-        return labels.new_ones(len(labels))
-
     def losses(self, outputs: "Tensor", labels: "Tensor") -> "Tensor":
         return (outputs.squeeze(-1) - labels).square()
 
     def predictions(self, outputs: "Tensor", labels: "Tensor") -> Sequence[Any]:
         return outputs.squeeze(-1).tolist()
-
-    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
-        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         return np.asarray(predicted, dtype=np.float32), split.labels.numpy()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from autopeft.engine.columns import Columns, has_lists, named_or_only
 from autopeft.engine.label_lists import number_lists
 from autopeft.engine.problem_names import ProblemName
-from autopeft.engine.problems.base import Rows
+from autopeft.engine.problems.base import Rows, RowsAlike
 from autopeft.engine.reading import without_unlabelled_test
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split, Texts
@@ -33,7 +33,7 @@ TAGS = ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels", "ner", "pos")
 
 @final
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(RowsAlike):
     """Cross-entropy over the tags of each word; the prediction is the tag of every word of a row."""
 
     label_names: tuple[str, ...] = ()
@@ -105,9 +105,6 @@ class TokenClassification:
             truths.append((tags, tuple(firsts)))
         return encoded.labelled(labels, encoded.starts, tuple(truths))
 
-    def inputs(self, batch: "Batch") -> dict[str, "Tensor"]:
-        return batch.model_inputs()
-
     def read(self, logits: "Tensor", batch: "Batch") -> "Tensor":
         from autopeft.engine.batches import IGNORED
 
@@ -128,9 +125,6 @@ class TokenClassification:
 
         best, is_labelled = outputs.argmax(-1).cpu(), (labels != IGNORED).cpu()
         return [row[here].tolist() for row, here in zip(best, is_labelled, strict=True)]
-
-    def prompts(self, split: "TokenisedSplit") -> list["Tensor"]:
-        return []
 
     def compared(self, predicted: Sequence[Any], split: "TokenisedSplit") -> tuple[Any, Any]:
         """Tags by name of every word, `None` of words that the model has not seen."""
