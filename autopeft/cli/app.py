@@ -8,6 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from autopeft.cli import bench
+from autopeft.cli.options import (
+    Budget,
+    Config,
+    Data,
+    Debug,
+    Device,
+    Json,
+    MaxLatency,
+    MaxMemory,
+    MaxTrained,
+    Model,
+    Pack,
+    Recipe,
+    Run,
+    Set,
+    SiteMap,
+    Space,
+)
 
 app = typer.Typer(
     name="autopeft",
@@ -20,39 +38,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bench.app, name="bench")
-
-Budget = Annotated[str | None, typer.Option("--budget", help="0.5% of the base model, 500k, 1.2M or 300000.")]
-MaxTrained = Annotated[
-    str | None, typer.Option("--max-trained", help="Most trained parameters, in the forms of --budget.")
-]
-MaxLatency = Annotated[
-    str | None,
-    typer.Option("--max-latency-overhead", help="Longest forward pass: 1.2 times the base model's, or 20% more."),
-]
-MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Most memory of one training: 8GB or 800MB.")]
-Model = Annotated[str | None, typer.Option("--model", help="Folder, hub id, or package:NAME.")]
-Data = Annotated[
-    str | None, typer.Option("--data", help="JSONL, CSV, TSV or Parquet file, folder, or hub data set org/name:subset.")
-]
-Recipe = Annotated[str | None, typer.Option("--recipe", help="What one trial trains: a shipped name or a YAML file.")]
-Space = Annotated[str | None, typer.Option("--space", help="What may be varied: a shipped name or a YAML file.")]
-SiteMap = Annotated[
-    str | None,
-    typer.Option(
-        "--site-map", envvar="AUTOPEFT_SITE_MAP", help="YAML file: where the model's sites are, if not found."
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; by default GPUs, else the CPU.")
-]
-Pack = Annotated[str | None, typer.Option("--pack", help="Trials that each worker trains together: a number, or auto.")]
-Run = Annotated[str | None, typer.Option("--run", help="Run folder.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value for the recipe, space.key=value for the space.")
-]
-Config = Annotated[str | None, typer.Option("--config", help="YAML file with these options as keys.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def debug_asked(arguments: Sequence[str]) -> bool:
@@ -123,6 +108,7 @@ def search(
     device: Device = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, one process each.")] = None,
     pack: Pack = None,
+    ahead: Annotated[int | None, typer.Option(help="Trials proposed while all workers are busy.")] = None,
     trial_timeout: Annotated[str | None, typer.Option(help="Longest a trial may take, such as 10m.")] = None,
     hang_after: Annotated[
         str | None, typer.Option(help="Replace a worker that makes no progress for at least this long; never: do not.")
@@ -177,6 +163,7 @@ def search(
         "device": device,
         "workers": workers,
         "pack": pack,
+        "ahead": ahead,
         "trial_timeout": trial_timeout,
         "hang_after": hang_after,
         "worker_memory": worker_memory,

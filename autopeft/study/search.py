@@ -101,6 +101,8 @@ class _Session:
         self.failures = FailurePolicy()
         self.cut_off = deque(store.unfinished())
         """Trials that were running when an earlier session died."""
+        self.waiting: deque[TrialRecord] = deque()
+        """Trials that are proposed and wait for a worker."""
         self.exhausted = ""
         self.n_pack = self._pack_of_study()
         choices = store.summary.get(SETTLED_SUMMARY)
@@ -147,13 +149,7 @@ class _Session:
     def _loop(self, pool: WorkerPool) -> None:
         is_told = False
         while not self.stop.now:
-            while (
-                pool.n_free and self.stop.signal is None and self._wants_more(len(pool.running)) and self._is_settled()
-            ):
-                if (trial := self._next_trial()) is None:
-                    break
-                self.listener(TrialBegan(trial))
-                pool.submit(self._job(trial))
+            self._submit(pool)
             if not pool.running:
                 return
             if self.stop.signal and not is_told:
@@ -166,6 +162,21 @@ class _Session:
                     self.failures.count(event.result)
                     # A worker takes all that it had in work with it: that is one failure.
                     deaths |= {event.result.error} if event.result.cause in RETRIED else set()
+
+    def _submit(self, pool: WorkerPool) -> None:
+        """Give every free worker a trial, then propose what is to be proposed ahead, while they train."""
+        while self.stop.signal is None:
+            if self.waiting and pool.n_free:
+                trial = self.waiting.popleft()
+                self.listener(TrialBegan(trial))
+                pool.submit(self._job(trial))
+                continue
+            is_ahead = len(self.waiting) >= pool.n_free + self.plan.settings.ahead
+            if is_ahead or not self._wants_more(len(pool.running) + len(self.waiting)) or not self._is_settled():
+                return
+            if (proposed := self._next_trial()) is None:
+                return
+            self.waiting.append(proposed)
 
     def _wants_more(self, running: int) -> bool:
         """Whether another trial may begin: tried and running ones are not the total yet, and there is time."""
@@ -214,11 +225,11 @@ class _Session:
     def _n_settled(self) -> int:
         """Trials, from the first, whose outcome the next proposal may know.
 
-        The last ones, one fewer than may run at a time, count as running even if they have ended: so a proposal
-        depends on outcomes alone and never on which of them was faster, and a study is the same however often it is
-        killed.
+        The last ones, one fewer than may run or wait at a time, count as running even if they have ended: so a
+        proposal depends on outcomes alone and never on which of them was faster, and a study is the same however often
+        it is killed.
         """
-        return len(self.store.trials) - self.n_at_a_time + 1
+        return len(self.store.trials) - self.n_at_a_time - self.plan.settings.ahead + 1
 
     def _is_settled(self) -> bool:
         """Whether the next trial may begin: all that its proposal may know has ended."""

@@ -69,6 +69,9 @@ class SearchSettings(Frozen):
     pack: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
     """Trials that each worker trains together, in one forward pass; auto: 1 on a CPU, on a GPU by its size and the
     model's. Proposals depend on it as on workers."""
+    ahead: int = Field(default=0, ge=0, le=256)
+    """Trials proposed while all workers are busy, so that none waits for the sampler; each proposal then knows that
+    many outcomes less."""
     trial_timeout: str | None = None
     """Longest a trial may take before it is stopped and counted as failed; no limit by default."""
     hang_after: str = "5m"

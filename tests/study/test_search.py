@@ -225,6 +225,27 @@ def test_several_workers_train_exactly_the_total_and_the_same_trials_every_time(
     assert studies[0] == studies[1] == studies[2]
 
 
+def test_a_trial_proposed_ahead_knows_as_little_as_one_more_worker_would(tmp_path):
+    search(toy_plan(tmp_path / "three", 12, workers=3))
+    search(toy_plan(tmp_path / "ahead", 12, ToyBackend(seconds_per_epoch=0.01), workers=2, ahead=1))
+    search(toy_plan(tmp_path / "pieces", 5, workers=1, ahead=2))
+    search(toy_plan(tmp_path / "pieces", 12, workers=1, ahead=2))
+    studies = [essence(check_invariants(tmp_path / run, 12)) for run in ("three", "ahead", "pieces")]
+    assert studies[0] == studies[1] == studies[2]
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_proposals_are_made_while_the_workers_train(tmp_path, ahead):
+    run, proposed = tmp_path / "run", []
+
+    def listener(event):
+        if isinstance(event, EpochEnded):
+            proposed.append(len(read_study(run).trials) - event.number - 1)
+
+    search(toy_plan(run, 6, ToyBackend(epochs=2), ahead=ahead), listener)
+    assert proposed == [min(ahead, 5 - number) for number in range(6) for _ in range(2)]
+
+
 @pytest.mark.parametrize(("sent", "reason"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_ends_the_search_and_the_next_one_completes_it(tmp_path, sent, reason):
     run = tmp_path / "run"
