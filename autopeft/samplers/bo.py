@@ -2,8 +2,7 @@
 
 Only points are looked at that are in the space, within the budget and untrained. A Gaussian process over encoded points
 (`encoding`, `surrogate`) says how good each may be; a local search over feasible neighbours finds the one that promises
-most (`acquisition`). Every third proposal is the Parzen estimator's. Running trials count as if they ended as expected,
-failed ones as bad, pruned ones by their curve.
+most (`acquisition`). Running trials count as if they ended as expected, failed ones as bad, pruned ones by their curve.
 The proposal follows from the ask alone: nothing is kept between calls that changes a result.
 """
 
@@ -23,7 +22,6 @@ from autopeft.samplers.outcomes import expected_ends, tamed, value_of_failed
 from autopeft.samplers.plain import crossed, filled, plain, together
 from autopeft.samplers.proposal import Ask, Observation
 from autopeft.samplers.surrogate import Hyperparameters, Posterior, fit
-from autopeft.samplers.tpe import suggest_tpe
 from autopeft.samplers.transferred import Forecast, forecast
 from autopeft.space.parameters import Params
 from autopeft.space.search_space import Candidate, SearchSpace
@@ -35,6 +33,8 @@ _STARTUP_TRIALS = 8
 """Complete trials before the surrogate takes over."""
 _MOST_FITTED = 160
 """Trials that hyper-parameters are fitted to; more cost time and change little."""
+_FITTED_EVERY = ((100, 20), (40, 10), (20, 5), (10, 2))
+"""(from so many complete trials on, fitted anew whenever so many have come)."""
 _RANDOM, _GROWN, _NEAR = 30, 10, 10
 """Points that a search begins with: drawn, drawn and grown to the budget, around each of the best (two sorts)."""
 _PLAIN, _CROSSED, _TOGETHER = 30, 10, 12
@@ -48,9 +48,10 @@ _PAIRS = 24
 _EAGER = 0.1
 """Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
 of dimensions nearly everything is uncertain, and improvement alone would explore for ever."""
-_OTHERS, _OTHERS_FROM = 3, 30
-"""Every third proposal after the first 30 is the Parzen estimator's: where the surrogate is wrong of a region it does
-not go there again, and so finds nothing more; the other goes wrong elsewhere, and both learn of it."""
+_CURIOUS_AFTER, _CURIOUS_EVERY, _MOST_CURIOUS = 15, 5, 6.0
+"""The others take them as larger, from 20 trials on: by one for every five trials more, up to six times. Improvement
+looks at one point after the other and finds none far from the known ones worth a trial; but of the myriad points there
+the best is several deviations above its mean, and the longer a search lasts the less is left to find near by."""
 _LEAST_GAIN = 1e-3
 """In log acquisition, below which a local search ends."""
 
@@ -70,14 +71,8 @@ def suggest_bo(ask: Ask) -> Params:
         if ask.earlier and len(ask.past) % 2 == 0:
             return _told_by_earlier(ask, encoding, complete, rng)
         return dict(_at_random(space, rng).params)
-    if ask.objective == "score" and not ask.per_second and _is_others_turn(len(ask.past)):
-        return suggest_tpe(ask)
     beliefs = _Beliefs.of(ask, encoding, complete)
     return dict(_search(ask, beliefs.acquisition(ask), beliefs.incumbents(ask), rng).params)
-
-
-def _is_others_turn(n_past: int) -> bool:
-    return n_past >= _OTHERS_FROM and n_past % _OTHERS == _OTHERS - 1
 
 
 @dataclass(frozen=True)
@@ -120,6 +115,7 @@ class _Beliefs:
 
     def acquisition(self, ask: Ask) -> Acquisition:
         """The logarithm of what a point promises, by the ask's objective."""
+        curiosity = _curiosity(len(ask.past))
         if ask.objective == "pareto":
             stored = np.array([candidate.stored for candidate in self.complete], dtype=float)
             smallest = ask.space.smallest_candidates[0].measured[0]
@@ -128,8 +124,7 @@ class _Beliefs:
 
         def promise(candidates: Sequence[Candidate]) -> Vector:
             mean, deviation = self.predict(candidates)
-            if len(ask.past) % 2:
-                deviation = _EAGER * deviation
+            deviation = curiosity * deviation
             if ask.objective == "pareto":
                 costs = np.array([candidate.stored for candidate in candidates], dtype=float)
                 promised = stairs.log_expected_improvement(mean, deviation, costs)
@@ -151,6 +146,13 @@ class _Beliefs:
             if not front or self.complete[int(at)].stored < front[-1].stored:
                 front.append(self.complete[int(at)])
         return front[: 2 * _INCUMBENTS]
+
+
+def _curiosity(n_past: int) -> float:
+    """How many times as large as they are deviations are taken."""
+    if n_past % 2:
+        return _EAGER
+    return min(_MOST_CURIOUS, max(1.0, (n_past - _CURIOUS_AFTER) / _CURIOUS_EVERY))
 
 
 def _search(ask: Ask, promise: Acquisition, incumbents: Sequence[Candidate], rng: np.random.Generator) -> Candidate:
@@ -230,8 +232,7 @@ def _parts(encoding: Encoding) -> tuple[Sequence[int], ...]:
 def _fitted(X: Matrix, scores: Vector, parts: Sequence[Sequence[int]]) -> Hyperparameters:
     """Fitted to all complete trials but the latest few, so that not every proposal waits for a fit."""
     n = len(scores)
-    n -= n % 5 if n >= 20 else 0
-    n -= n % 20 if n >= 100 else 0
+    n -= n % next((every for least, every in _FITTED_EVERY if n >= least), 1)
     X, y = X[:n], tamed(scores[:n])
     y = (y - y.mean()) / (y.std() or 1.0)
     if n > _MOST_FITTED:  # the best, where precision matters, and others evenly over the study
