@@ -26,7 +26,7 @@ from autopeft.space.units import Entry, Unit
 Matrix = NDArray[np.float64]
 
 _KEPT = 50_000
-"""Units whose part of the vector is remembered."""
+"""Units, and entries of units, whose part of the vector is remembered."""
 _BINS = 4
 """Quarters of the depth."""
 _ONE_HOT = 1 / math.sqrt(2)
@@ -74,6 +74,7 @@ class Encoding:
     studies: dict[Earlier, Posterior] = field(default_factory=dict)
     """What is believed of earlier studies, which are told in these vectors."""
     _units: dict[tuple[object, ...], Matrix] = field(default_factory=dict)
+    _spreads: dict[tuple[object, ...], Matrix] = field(default_factory=dict)
 
     @cached_property
     def _columns(self) -> dict[str, _Column]:
@@ -167,20 +168,30 @@ class Encoding:
         size = entry.value("size", active)
         if size == 0:
             return
-        space = self.space
-        positions = space.layout.positions(unit, entry, active)
-        level = self._level(entry, size)
-        for stack, index in positions:
-            layer = space.anatomy.layer(stack, index)
-            assert layer is not None
-            part = self._bin(stack, index)
-            amounts[self._amounts[entry.kind, f"depth {part}"]] += level / self._in_bin[stack, part]
-            for site in {role.split(".")[0] for role in entry.roles_at(layer, entry.value("roles", active))}:
-                if (column := self._amounts.get((entry.kind, site))) is not None:
-                    amounts[column] += level / space.anatomy.n_layers
-        values = tuple(active.get(name) for name in entry.counted_names)
-        stored = space.layout.entry_cost(entry, space.layout.tally(positions), values)[0]
+        layout = self.space.layout
+        positions = layout.positions(unit, entry, active)
+        amounts += self._spread(entry, positions, entry.value("roles", active), self._level(entry, size))
+        stored = layout.entry_at(unit, entry, layout.grouping(active), active).stored
         amounts[self._amounts[entry.kind, "share"]] += stored / self._scale
+
+    def _spread(self, entry: Entry, positions: Sequence[tuple[str, int]], roles: Scalar, level: float) -> Matrix:
+        """What an entry in these layers adds to the amounts, but its share."""
+        key = (entry.kind, entry.index, positions, roles, level)
+        found = self._spreads.get(key)
+        if found is None:
+            if len(self._spreads) > _KEPT:
+                self._spreads.clear()
+            found = self._spreads[key] = np.zeros(len(self._amounts) + 1)
+            anatomy = self.space.anatomy
+            for stack, index in positions:
+                layer = anatomy.layer(stack, index)
+                assert layer is not None
+                part = self._bin(stack, index)
+                found[self._amounts[entry.kind, f"depth {part}"]] += level / self._in_bin[stack, part]
+                for site in {role.split(".")[0] for role in entry.roles_at(layer, roles)}:
+                    if (column := self._amounts.get((entry.kind, site))) is not None:
+                        found[column] += level / anatomy.n_layers
+        return found
 
     def _bin(self, stack: str, index: int) -> int:
         return min(_BINS - 1, index * _BINS // self._lengths[stack])
