@@ -25,9 +25,9 @@ def score_of(model, data, split):
     recipe = TrialRecipe.model_validate({"version": 1, "training": {"max_length": 16, "eval_batch_size": 7}})
     read = load_data(recipe.task, data)
     trainer = TransformerBackend("model", None, recipe, read).open()
-    (_, value), *_ = judge(
-        trainer._problem, trainer._splits[split], 7, partial(trainer._forward, model)
-    ).scores(trainer._metrics)
+    (_, value), *_ = judge(trainer._problem, trainer._splits[split], 7, partial(trainer._forward, model)).scores(
+        trainer._metrics
+    )
     return value
 
 
