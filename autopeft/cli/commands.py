@@ -13,6 +13,7 @@ from autopeft.api import BEST_FOLDER, SearchResult, search_with
 from autopeft.cli.studies import best_lines, trial_data
 from autopeft.cli.text import big, share, table
 from autopeft.cli.views import LineView, LiveView
+from autopeft.engine.conversations import writer_of
 from autopeft.engine.data import TaskData
 from autopeft.engine.limits import Limits
 from autopeft.engine.models import find_model, load_anatomy, load_tokenizer
@@ -154,6 +155,8 @@ def _samples(task: Task) -> list[dict[str, Any]]:
     samples = []
     for texts, label in list(zip(train.texts, train.labels, strict=True))[:3]:
         given = texts if problem.name != "token_classification" and len(texts) <= 2 else (" ".join(texts),)
+        if problem.name == "causal_lm" and isinstance(label, tuple):
+            given = (writer_of(tokenizer)(texts, label).text,)
         tokens = tokenizer(*given, truncation=True, max_length=task.recipe.training.max_length)["input_ids"]
         names = tokenizer.convert_ids_to_tokens(tokens)
         samples.append({"label": problem.label_text(label), "n_tokens": len(tokens), "tokens": names})

@@ -107,8 +107,9 @@ def run_estimate(given: Mapping[str, Any], config: str | None) -> Report:
     less = "less where trials end early"
     if plan.halving is not None:
         less = f"with {100 * share:.0f}% of their training, as halving is expected to leave; {less}"
+    parts = f"; batches in parts of {found.micro_batch_size}" if found.micro_batch_size else ""
     lines += [
-        f"trial    {trial} (timed: {found.probed_epochs}, by {workers} at a time)",
+        f"trial    {trial} (timed: {found.probed_epochs}, by {workers} at a time){parts}",
         f"search   {duration(total)} for {n_trials} trials, {workers} at a time, {less}",
         f"memory   {memory * workers / 2**30:.2f} GB of {found.device} at the peak" if memory else "memory   unknown",
         f"disk     {disk / 2**20:.1f} MB for the weights of the {settings.keep} best trials and the study",

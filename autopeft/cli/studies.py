@@ -213,6 +213,8 @@ def _trial_table(view: StudyView, trials: Sequence[TrialRecord]) -> str:
         note: str = trial.result.cause or "" if trial.result else ""
         if trial.state == "pruned" and trial.result:
             note = f"at epoch {len(trial.result.epochs)}" if trial.result.epochs else "on a part of the rows"
+        if trial.state == "complete" and trial.result and trial.result.micro_batch_size:
+            note = f"in parts of {trial.result.micro_batch_size}"
         state = f"{trial.state} {note}".strip()
         layers = "; ".join(layer_map(trial.architecture))
         name = [trial.baseline or ""] if named else []

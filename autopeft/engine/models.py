@@ -31,6 +31,7 @@ _HUB_SECONDS = 5.0
 _READER_FILES = (
     "preprocessor_config.json",
     "tokenizer*",
+    "chat_template.jinja",
     "vocab*",
     "merges.txt",
     "special_tokens_map.json",

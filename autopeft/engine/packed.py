@@ -91,8 +91,7 @@ class PackedModel:
             feed = self._feeds[member]
             feed.sizes, feed.values = batch_sizes(batch), values
         everything = _concatenated(padded)
-        self._pack.rows.begin(sizes)
-        self._pack.training = training
+        self._pack.begin(sizes, training)
         if self._last is not None:
             self._last.at(everything)
         together = self._forward(everything).split([len(batch.rows) for batch in padded])

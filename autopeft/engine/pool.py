@@ -103,15 +103,16 @@ class WorkerPool:
         self._evaluations: dict[WorkerProcess, Evaluation | AutopeftError] = {}
         self._fatal: AutopeftError | None = None
         self._idle_deaths = 0
+        self._hung_openings: set[int] = set()
+        """Workers, by index, in the place of one that hung while it opened, and not yet ready."""
 
     def __enter__(self) -> "WorkerPool":
         # multiprocessing joins its children when the interpreter ends; without this a pool that was never left would
         # wait there for workers that ignore SIGTERM.
         Finalize(self, end_all, args=(self._workers,), exitpriority=10)
         for index in range(self._n_workers):
-            self._workers.append(self._spawn(index))
             # What is not settled is measured by the first worker, so that the others do the same as it.
-            self._workers[-1].waits = index > 0 and not self._backend.is_settled
+            self._workers.append(self._spawn(index, waits=index > 0 and not self._backend.is_settled))
         return self
 
     def __exit__(
@@ -194,8 +195,12 @@ class WorkerPool:
         self._events.clear()
         return events
 
-    def _spawn(self, index: int) -> WorkerProcess:
-        return WorkerProcess(index, pickle.dumps(self._backend), self._threads, log_file(self._log))
+    def _spawn(self, index: int, *, waits: bool = False) -> WorkerProcess:
+        worker = WorkerProcess(index, pickle.dumps(self._backend), self._threads, log_file(self._log))
+        worker.waits = waits
+        if not waits:
+            self._watch.opens(index)
+        return worker
 
     def _give(self, worker: WorkerProcess, order: Order) -> WorkerProcess:
         """The worker that has the order now: another one where `worker` has died since it was free."""
@@ -222,6 +227,8 @@ class WorkerPool:
         for worker in list(self._workers):
             pid = worker.process.pid
             if pid is not None and (verdict := self._watch.judge(worker.index, pid)) is not None:
+                if verdict.cause == "hang":
+                    worker.tell_where_it_is()
                 worker.process.kill()
                 worker.process.join()
                 self._take_in(worker, verdict)
@@ -243,7 +250,10 @@ class WorkerPool:
                 self._events.append(Chosen(choices))
                 for other in (w for w in self._workers if w.waits):
                     other.settle(choices)
+                    self._watch.opens(other.index)
             case Opened(seconds, facts):
+                self._watch.opened(worker.index)
+                self._hung_openings.discard(worker.index)
                 worker.opened, worker.since = True, dict.fromkeys(worker.orders, time.monotonic())
                 for number in worker.orders:
                     self._watch.begins(worker.index, number)
@@ -280,6 +290,9 @@ class WorkerPool:
     def _bury(self, worker: WorkerProcess, verdict: Verdict) -> None:
         """Account for a dead worker's order and put a new worker in its place."""
         how = verdict.what
+        if not worker.opened and verdict.cause == "hang" and worker.index not in self._hung_openings:
+            self._open_again(worker, how)
+            return
         if not worker.orders:
             self._idle_deaths += 1
         elif worker.opened:
@@ -288,14 +301,24 @@ class WorkerPool:
         self._log.debug("worker %d %s", worker.index, how)
         if self._fatal is None and (not worker.opened or self._idle_deaths > MAX_IDLE_DEATHS):
             when = "before it was ready" if not worker.opened else "again and again between trials"
-            self._fatal = EnvironmentProblem(
-                f"a worker {how} {when}; the log has what it printed. Too little memory? A script that starts a "
-                "search must do so under `if __name__ == '__main__':`"
+            why = (
+                "Too little memory? A script that starts a search must do so under `if __name__ == '__main__':`"
+                if verdict.cause != "hang"
+                else "So did the one before it. --hang-after never waits on"
             )
+            self._fatal = EnvironmentProblem(f"a worker {how} {when}; the log has what it printed. {why}")
         if self._fatal is None:
             self._replace(worker)
         else:
             self._workers.remove(worker)
+
+    def _open_again(self, worker: WorkerProcess, how: str) -> None:
+        """Once; what the worker was to do is for the new one."""
+        self._log.warning("worker %d %s before it was ready and is replaced", worker.index, how)
+        self._hung_openings.add(worker.index)
+        successor = self._replace(worker)
+        for order in worker.orders.values():
+            successor.give(order)  # where it has died already, its sentinel tells
 
     def _fail_all(self, worker: WorkerProcess, verdict: Verdict) -> None:
         """Account for what the worker has in work. Of trials that run together, those that are late are told from the
@@ -317,6 +340,7 @@ class WorkerPool:
 
     def _replace(self, worker: WorkerProcess) -> WorkerProcess:
         worker.end()
+        self._watch.opened(worker.index)
         self._watch.ends(worker.index)
         successor = self._spawn(worker.index)
         self._workers[self._workers.index(worker)] = successor

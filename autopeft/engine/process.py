@@ -7,7 +7,7 @@ import pickle
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -100,6 +100,13 @@ class WorkerProcess:
             return f"was killed by {signal.Signals(-code).name}"
         except ValueError:
             return f"was killed by signal {-code}"
+
+    def tell_where_it_is(self) -> None:
+        """Have it write where its threads stand to the log, and end, if it still can."""
+        if hasattr(signal, "SIGUSR1") and self.process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGUSR1)
+            self.process.join(_SECONDS_TO_DIE)
 
     def end(self) -> None:
         """Kill it and wait until it is gone; it ignores anything milder."""

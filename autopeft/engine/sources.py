@@ -12,6 +12,7 @@ from autopeft.engine.hub import read_hub
 from autopeft.engine.image_folders import image_tables
 from autopeft.engine.recipe import SplitNames, TaskSpec
 from autopeft.engine.tables import LONGEST_PATH, Table, read_json, read_jsonl, read_parquet, shown
+from autopeft.engine.text_files import TEXT_SUFFIX, read_columns, read_text, text_tables
 from autopeft.errors import DataError, did_you_mean
 
 __all__ = ["EMBEDDED", "READERS", "read_source"]
@@ -26,6 +27,8 @@ READERS: Mapping[str, Callable[[Path], Table]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), read_columns),
+    TEXT_SUFFIX: read_text,
 }
 
 T = TypeVar("T")
@@ -99,16 +102,17 @@ def _read_file(path: Path) -> Table:
 
 def _read_folder(folder: Path, names: SplitNames | None) -> dict[str, Table]:
     """`train.*`, `validation.*` and `test.*` of a folder, or the files that `names` gives with or without suffix; in a
-    folder of images, folders."""
+    folder of images, folders; in a folder of texts, a document each, all files. Texts beside tables are not read."""
     name = shown(folder, LONGEST_PATH)
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS and file.is_file())
+        tables = [file for file in files if file.suffix.lower() != TEXT_SUFFIX]
+        if not tables and (found := image_tables(folder) or text_tables(folder)):
+            return _by_role(found, names, str(folder))
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or type(error).__name__}.") from error
-    if not files and (images := image_tables(folder)):
-        return _by_role(images, names, str(folder))
     by_name: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
+    for file in tables or files:
         by_name[file.stem].append(file)
     for stem, same in by_name.items():
         if len(same) > 1 and (names or stem in {alias for aliases in _ROLES.values() for alias in aliases}):

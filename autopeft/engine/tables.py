@@ -59,7 +59,7 @@ class Table:
     rows: Sequence[Row]
     lines: Sequence[int]
     """Where each row begins, counted from 1."""
-    unit: Literal["line", "row", "image"] = "line"
+    unit: Literal["line", "row", "image", "file"] = "line"
     """What `lines` counts."""
     label_names: Mapping[str, tuple[str, ...]] | None = None
     """By column: the names of the classes 0, 1, …, where the file tells them."""
@@ -282,9 +282,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _is_readable(kind: Any) -> bool:
-    """Text, numbers and truth values, and lists of them."""
+    """Text, numbers and truth values, lists of them, and lists of messages, which have texts by name."""
     from pyarrow import types
 
+    if types.is_list(kind) and types.is_struct(kind.value_type):
+        return all(types.is_string(field.type) or types.is_large_string(field.type) for field in kind.value_type)
     if types.is_list(kind) or types.is_large_list(kind):
         return _is_readable(kind.value_type)
     tests: Iterator[Callable[[Any], bool]] = iter(

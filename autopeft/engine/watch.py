@@ -1,7 +1,9 @@
 """Watching workers from outside: how long a trial takes, how long it makes no progress, how much memory it holds.
 
-A worker that hangs is told from one that works slowly by what workers did before. Only time in which the supervisor was
-awake to listen counts: after a laptop has slept, or all processes were stopped, nobody is blamed for it.
+A worker that hangs is told from one that works slowly by what workers did before. One that is still opening, loads a
+model or tokenises rows, has no batches to tell of: there it counts whether its process uses the processor. Only time in
+which the supervisor was awake to listen counts: after a laptop has slept, or all processes were stopped, nobody is
+blamed for it.
 
 Memory is polled from here and not limited with `setrlimit`: RLIMIT_AS counts address space, of which CUDA and mapped
 files take far more than memory, and Linux does not enforce RLIMIT_RSS. What counts is what the process itself holds,
@@ -27,6 +29,11 @@ PATIENCE_AT_FIRST = 6
 """Times the least patience, until there are that many."""
 PATIENCE = 20
 """Times the longest silence of a worker that went on."""
+OPENING_SECONDS = 60.0
+"""The least patience with a worker that is opening: a busy machine may take that long to start a process at all."""
+IDLE = 0.0005
+"""Share of the time in which an idle process uses the processor, at most; asking again and again for a lock is twice
+that, and who waits for another worker's download does so."""
 _LONGEST_NAP = 5.0
 """Seconds between two looks that count as awake."""
 _EVIDENCE_SECONDS = 10.0
@@ -65,6 +72,14 @@ class _Order:
     beats: int = 0
 
 
+@dataclass
+class _Opening:
+    worked: float
+    """When it was last found to have used the processor, by the clock of the supervisor's waking hours."""
+    used: float = 0.0
+    """Seconds of the processor that it had used then."""
+
+
 class Watch:
     """What is known of all workers of a pool, by their numbers."""
 
@@ -74,10 +89,13 @@ class Watch:
         clock: Callable[[], float] = time.monotonic,
         held_bytes: Callable[[int], int] | None = None,
         kernel_kills: Callable[[], int] | None = None,
+        used_seconds: Callable[[int], float] | None = None,
     ) -> None:
         self._bounds, self._clock = bounds, clock
         self._held_bytes = held_bytes or process_bytes
         self._kernel_kills = kernel_kills or count_kernel_kills
+        self._used_seconds = used_seconds or processor_seconds
+        self._openings: dict[int, _Opening] = {}
         self._orders: dict[int, _Order] = {}
         self._longest = 0.0
         """The longest silence that ended."""
@@ -91,6 +109,14 @@ class Watch:
         if least is None and self._bounds.memory_bytes is None:
             return None
         return TICK_SECONDS if least is None else min(TICK_SECONDS, least)
+
+    def opens(self, worker: int) -> None:
+        """The worker begins to load what it needs."""
+        self._openings[worker] = _Opening(self._now())
+
+    def opened(self, worker: int) -> None:
+        """It is ready, or gone."""
+        self._openings.pop(worker, None)
 
     def begins(self, worker: int, number: int = 0) -> None:
         """The worker has an order and could begin with it; others about other trials may be in work."""
@@ -131,6 +157,8 @@ class Watch:
         most = self._bounds.memory_bytes
         if most is not None and (held := self._held_bytes(pid)) > most:
             return Verdict("memory", f"held {amount(held)} of memory, over --worker-memory {amount(most)}")
+        if (opening := self._openings.get(worker)) is not None:
+            return self._judge_opening(opening, self._used_seconds(pid))
         if (order := self._orders.get(worker)) is None:
             return None
         if self.seconds_left(worker) == 0:
@@ -139,7 +167,15 @@ class Watch:
             return Verdict("time-out", f"took longer than {seconds:g} s", late)
         silence = self._now() - order.heard
         if self._bounds.silence_seconds is not None and silence > self.patience(order.beats):
-            return Verdict("hang", f"made no progress for {silence:.3g} s")
+            return Verdict("hang", f"made no progress for {_rounded(silence)} s")
+        return None
+
+    def _judge_opening(self, opening: _Opening, used: float) -> Verdict | None:
+        idle, least = self._now() - opening.worked, self._bounds.silence_seconds
+        if used - opening.used > IDLE * idle:
+            opening.worked, opening.used = self._now(), used
+        elif least is not None and idle > max(PATIENCE_AT_FIRST * least, OPENING_SECONDS):
+            return Verdict("hang", f"did nothing for {_rounded(idle)} s")
         return None
 
     def patience(self, beats: int) -> float:
@@ -163,6 +199,10 @@ class Watch:
         return self._awake
 
 
+def _rounded(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 100 else f"{seconds:,.0f}"
+
+
 def process_bytes(pid: int) -> int:
     """Memory that the process holds, without pages of files where the system tells them apart; 0 if it is gone."""
     try:
@@ -170,6 +210,15 @@ def process_bytes(pid: int) -> int:
     except psutil.Error:
         return 0
     return int(memory.rss) - int(getattr(memory, "shared", 0))
+
+
+def processor_seconds(pid: int) -> float:
+    """Of the processor that the process has used; 0 if it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 _CGROUPS = Path("/sys/fs/cgroup")

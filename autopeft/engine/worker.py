@@ -287,6 +287,8 @@ def _redirect_output(log_file: Path | None) -> None:
         os.dup2(descriptor, stream)
     os.close(descriptor)
     faulthandler.enable()
+    if hasattr(faulthandler, "register"):  # not on Windows; the supervisor sends it to a worker that hangs
+        faulthandler.register(signal.SIGUSR1, chain=True)
     logging.captureWarnings(True)
 
 

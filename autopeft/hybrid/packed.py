@@ -41,12 +41,21 @@ class Pack:
         if len(members) > 1 and any(member.prompts for member in members):
             raise ModelError("prompt: makes the sequence longer, so it cannot be packed with other adapters")
         self.rows = Rows()
-        self.training = False
+        self._training = False
         """Whether adapters drop."""
         self._model = model
         self._members = members
         self._entered: dict[str, tuple[tuple[int, ...], LayerScope]] = {}
         self._outputs = {path: _PackedOutput(self, path, parts) for path, parts in self._by_module("outputs").items()}
+
+    def begin(self, sizes: dict[int, int], training: bool) -> None:
+        """A forward pass with so many rows of each member; `training`: whether adapters drop."""
+        self.rows.begin(sizes)
+        self._training = training
+        # What is before the attention of its layer, such as a norm, must not find what entered in the last pass.
+        for _, scope in self._entered.values():
+            scope.true_tokens = scope.attention_input = None
+        self._entered.clear()
 
     def forwards(self, path: str, forward: Forward) -> Forward:
         """What the module of this path runs in place of its own `forward`."""
@@ -91,7 +100,7 @@ class Pack:
 
     def at(self, member: int, path: str, base: Any) -> Pass:
         """What the member's parts at the module read besides their parameters."""
-        return Pass(base, self._scope(member, path), self.training)
+        return Pass(base, self._scope(member, path), self._training)
 
     def prefixes(self, member: int, path: str, parts: Parts) -> list[KeysValues]:
         """The member's keys and values at an attention module."""

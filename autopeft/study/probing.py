@@ -42,6 +42,8 @@ class Probe:
     bytes_per_trial: int
     """Of the weights on disk."""
     device: Scalar
+    micro_batch_size: int | None
+    """Rows of a batch that are gone through at a time, where all of them do not fit into the memory."""
 
 
 def probe(plan: Plan) -> Probe:
@@ -93,6 +95,7 @@ def probe(plan: Plan) -> Probe:
         peak_memory_bytes=max((r.peak_memory_bytes for r in timed if r.peak_memory_bytes), default=None),
         bytes_per_trial=stored_bytes,
         device=device,
+        micro_batch_size=min((r.micro_batch_size for r in timed if r.micro_batch_size), default=None),
     )
 
 

@@ -49,6 +49,14 @@ def test_estimate_times_a_probe_and_leaves_nothing(place):
     assert found["expected_share"] == 1
 
 
+def test_estimate_says_that_batches_are_gone_through_in_parts(place):
+    given = ("--budget", "20%", "--trials", "7", "--workers", "1", *QUICK)
+    done = place("estimate", *MODEL_AND_DATA, *given, "--set", "training.micro_batch_size=4")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("trial ")]
+    assert line.endswith("; batches in parts of 4")
+
+
 def test_estimate_expects_halving_to_stop_trials(place):
     halved = ("--pruner", "halving", "--workers", "1", "--trials", "40", *QUICK, "--set", "training.epochs=4")
     found = place.json("estimate", *MODEL_AND_DATA, "--budget", "20%", *halved)

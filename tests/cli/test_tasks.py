@@ -1,11 +1,16 @@
 """A whole search for every kind of problem on the command line, resumed, shown, exported and loaded."""
 
 import json
+from functools import partial
 
 import pytest
 
 import autopeft
+from autopeft.engine.data import load_data
 from autopeft.engine.problem_names import METRICS_OF
+from autopeft.engine.recipe import TrialRecipe
+from autopeft.engine.scoring import judge
+from autopeft.engine.transformer_backend import TransformerBackend
 from tests.conftest import Place
 from tests.engine.checkpoints import checkpoint
 from tests.engine.tasks import TASKS, image_folder, write
@@ -13,6 +18,17 @@ from tests.models import tiny
 
 SMALL = ("--set", "training.epochs=1", "--set", "training.batch_size=8", "--set", "training.max_length=16")
 SEARCH = ("--budget", "5%", "--workers", "1", "--sampler", "random", "--no-baselines", "--run", "r", *SMALL)
+
+
+def score_of(model, data, split):
+    """The first metric of a loaded adapter on the rows that a search over `data` has in this split."""
+    recipe = TrialRecipe.model_validate({"version": 1, "training": {"max_length": 16, "eval_batch_size": 7}})
+    read = load_data(recipe.task, data)
+    trainer = TransformerBackend("model", None, recipe, read).open()
+    (_, value), *_ = judge(trainer._problem, trainer._splits[split], 7, partial(trainer._forward, model)).scores(
+        trainer._metrics
+    )
+    return value
 
 
 @pytest.mark.slow
@@ -49,5 +65,9 @@ def test_a_search_for_any_kind_of_problem(tmp_path, monkeypatch, name):
     assert spec["evidence"]["validation"] == best["score"]
     assert next(iter(spec["evidence"]["held_out"]["metrics"])) == metric
     monkeypatch.chdir(tmp_path)  # the base model is named as the user named it
-    assert autopeft.load(tmp_path / "adapter").peft_config["default"].peft_type == "AUTOPEFT"
+    model = autopeft.load(tmp_path / "adapter")
+    assert model.peft_config["default"].peft_type == "AUTOPEFT"
+    assert score_of(model, data, "validation") == pytest.approx(best["score"], abs=1e-5)
+    held_out = spec["evidence"]["held_out"]["metrics"][metric]
+    assert score_of(model, data, "test") == pytest.approx(held_out, abs=1e-5)
     assert "from transformers import AutoModel" in (tmp_path / "adapter" / "README.md").read_text()

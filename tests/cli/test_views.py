@@ -1,11 +1,15 @@
-"""The live table and the lines, from the events of a toy search."""
+"""The live table, the lines and the reports, from toy searches."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from autopeft.cli.studies import show_study
 from autopeft.cli.views import LineView, LiveView
+from autopeft.engine.pulse import no_beat
+from autopeft.engine.toy import ToyBackend, ToyTrainer
 from autopeft.study.search import search
 from tests.study.toy_search import toy_plan
 
@@ -41,3 +45,22 @@ def test_a_pipe_gets_one_line_a_trial_without_control_characters(tmp_path):
     assert lines[0].startswith("run folder")
     assert sum(line.startswith("trial") and " parameters" in line for line in lines) == 4
     assert "\x1b" not in out.getvalue()
+
+
+class InParts(ToyTrainer):
+    def train(self, job, on_epoch, beat=no_beat):
+        return replace(super().train(job, on_epoch, beat), micro_batch_size=4 if job.number == 1 else None)
+
+
+class Crowded(ToyBackend):
+    """Its second trial goes through batches in parts."""
+
+    def open(self, worker=0):
+        return InParts(self)
+
+
+def test_trials_that_went_through_batches_in_parts_are_told_from_others(tmp_path):
+    search(toy_plan(tmp_path / "run", 3, Crowded()))
+    rows = show_study(["trials"], str(tmp_path / "run"))[0].splitlines()[-3:]
+    assert ["complete in parts of 4" in row for row in rows] == [False, True, False]
+    assert "batches in parts of 4" in show_study(["trial", "1"], str(tmp_path / "run"))[0]

@@ -383,7 +383,7 @@ def test_identical_splits_are_refused(tmp_path):
         ("a.json", '{"data":\n []}', "must hold an array of objects, found an object"),
         ("a.csv", "text,label\n", "has no rows"),
         ("a.csv", "\n\n", "the file is empty"),
-        ("a.txt", "text", "files of this kind are not read; give .jsonl"),
+        ("a.doc", "text", "files of this kind are not read; give .jsonl"),
         ("a", "text", "files of this kind are not read"),
         ("a.csv.gz", "\x1f", "files of this kind are not read"),
         ("a.parquet", "PAR1 no", "not a readable Parquet file"),

@@ -100,12 +100,16 @@ def assert_same_ends(
         assert found.state == expected.state == "complete"
         assert found.best_epoch == expected.best_epoch
         assert_equal(found, expected, tolerance)
-        assert steps[job.number] == pytest.approx(expected_steps[other.number], abs=tolerance)
+        assert steps[job.number] == pytest.approx(expected_steps[other.number], rel=tolerance, abs=tolerance)
         have, want = weights(job), weights(other)
         assert have.keys() == want.keys()
         for name, tensor in want.items():
+            # A bias on all keys, or of all choices, cancels out in the softmax: its gradient is rounding, which Adam
+            # blows up.
             if name.endswith("autopeft_bias") and any(part in name for part in (".key.", ".c_attn.", ".k_proj.")):
-                continue  # a bias on all keys cancels out in the softmax: its gradient is rounding, which Adam blows up
+                continue
+            if name.endswith("classifier.bias") and tensor.numel() == 1:
+                continue
             assert float((have[name] - tensor).abs().max()) <= tolerance, name
     return seen
 

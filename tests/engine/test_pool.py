@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autopeft.engine import watch
 from autopeft.engine.pool import Chosen, Finished, PoolEvent, Progress, Ready, WorkerPool
 from autopeft.engine.toy import Failure, ToyBackend, ToyTrainer
 from autopeft.engine.trial import RESULT_FILE, TrialJob, TrialResult, read_result, trial_seed
@@ -242,6 +243,59 @@ def test_a_backend_that_does_not_fit_into_the_memory_of_a_worker_is_a_problem_of
         pytest.raises(EnvironmentProblem, match=r"a worker held .* over --worker-memory 1 MiB before it was ready"),
     ):
         pool.wait(PATIENCE)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Bounds:
+    """Bounds under which a worker that waits while it opens is a hang after two seconds."""
+    monkeypatch.setattr(watch, "OPENING_SECONDS", 2.0)
+    return Bounds(silence_seconds=0.05)
+
+
+def test_a_worker_that_hangs_while_it_opens_is_replaced_once_and_then_told_of(
+    impatient: Bounds, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        WorkerPool(Endless(), bounds=impatient) as pool,
+        pytest.raises(
+            EnvironmentProblem, match=r"a worker did nothing for .* before it was ready; .*--hang-after never"
+        ),
+    ):
+        pool.submit(job(0, tmp_path))
+        until_finished(pool)
+    assert [record.levelname for record in caplog.records if "is replaced" in record.message] == ["WARNING"]
+
+
+@dataclass(frozen=True)
+class EndlessAtFirst(ToyBackend):
+    """Opens where the file is there already."""
+
+    file: Path = Path()
+
+    def open(self, worker: int = 0) -> ToyTrainer:
+        if not self.file.exists():
+            self.file.touch()
+            threading.Event().wait()
+        return ToyTrainer(self)
+
+
+def test_the_one_in_its_place_does_what_it_was_to_do(impatient: Bounds, tmp_path: Path) -> None:
+    log = logging.getLogger("tests.pool.hang")
+    handler = logging.FileHandler(tmp_path / "run.log")
+    log.addHandler(handler)
+    try:
+        with WorkerPool(EndlessAtFirst(file=tmp_path / "seen"), bounds=impatient, log=log, pack=2) as pool:
+            pool.submit(job(0, tmp_path))
+            pool.submit(job(1, tmp_path))
+            found = results(until_finished(pool, 2))
+        assert {number: result.state for number, result in found.items()} == {0: "complete", 1: "complete"}
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+    told = (tmp_path / "run.log").read_text()
+    assert "worker 0 did nothing for" in told
+    if sys.platform != "win32":
+        assert re.search(r'File ".*test_pool.py", line \d+ in open', told), "the log says where it stood"
 
 
 def test_a_worker_that_dies_at_opening_is_a_problem_of_the_environment() -> None:

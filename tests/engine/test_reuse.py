@@ -71,9 +71,9 @@ def train(trainer: TransformerTrainer, architecture: Architecture, folder: Path,
 def assert_equal(a: TrialResult, b: TrialResult, tolerance: float) -> None:
     assert len(a.epochs) == len(b.epochs)
     for one, other in zip(a.epochs, b.epochs, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, abs=tolerance)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=tolerance, abs=tolerance)
         for (name, value), (same, expected) in zip(one.metrics, other.metrics, strict=True):
-            assert name == same and value == pytest.approx(expected, abs=tolerance)
+            assert name == same and value == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
 def stand_ins(trainer: TransformerTrainer, architecture: Architecture) -> dict[str, int]:

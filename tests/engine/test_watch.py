@@ -1,5 +1,6 @@
 """When a worker counts as hung, on a clock that the test moves; and what the kernel has to do with it."""
 
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -7,7 +8,18 @@ import pytest
 from autopeft.engine.causes import CAUSES, cause_of, tally
 from autopeft.engine.pulse import Pulse
 from autopeft.engine.trial import TrialResult
-from autopeft.engine.watch import FIRST_BEATS, PATIENCE, PATIENCE_AT_FIRST, Bounds, Verdict, Watch, process_bytes
+from autopeft.engine.watch import (
+    FIRST_BEATS,
+    IDLE,
+    OPENING_SECONDS,
+    PATIENCE,
+    PATIENCE_AT_FIRST,
+    Bounds,
+    Verdict,
+    Watch,
+    process_bytes,
+    processor_seconds,
+)
 
 
 @dataclass
@@ -18,10 +30,13 @@ class Scene:
     now: float = 1000.0
     held: int = 0
     kills: int = 7
+    used: float = 0.0
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.bounds, lambda: self.now, lambda pid: self.held, lambda: self.kills)
+        self.watch = Watch(
+            self.bounds, lambda: self.now, lambda pid: self.held, lambda: self.kills, lambda pid: self.used
+        )
 
     def passes(self, seconds: float, tick: float = 0.5) -> Verdict | None:
         """The first verdict within so many seconds, in which the supervisor looks at every tick."""
@@ -45,6 +60,46 @@ def test_silence_beyond_the_bound_is_a_hang() -> None:
     scene.works(FIRST_BEATS, 0.1)
     assert scene.passes(10.0) is None
     assert scene.passes(1.0) == Verdict("hang", "made no progress for 10.5 s")
+
+
+def test_who_opens_and_uses_no_processor_hangs() -> None:
+    scene = Scene()
+    scene.watch.opens(0)
+    for _ in range(100):  # loading from a slow disk
+        assert scene.passes(30) is None
+        scene.used += 1.0
+    assert scene.passes(OPENING_SECONDS) is None
+    assert scene.passes(1.0) == Verdict("hang", "did nothing for 60.5 s")
+
+
+def test_patience_with_who_opens_is_that_of_the_first_batches() -> None:
+    scene = Scene(Bounds(silence_seconds=300.0))
+    scene.watch.opens(0)
+    assert scene.passes(PATIENCE_AT_FIRST * 300) is None
+    assert scene.passes(1.0) == Verdict("hang", "did nothing for 1,800 s")
+    scene.watch.opened(0)
+    assert scene.passes(PATIENCE_AT_FIRST * 300 + 1) is None
+
+
+def test_asking_for_a_lock_again_and_again_is_no_hang() -> None:
+    scene = Scene()
+    scene.watch.opens(0)
+    for _ in range(1000):
+        scene.used += 2 * IDLE
+        assert scene.passes(1.0) is None
+
+
+def test_a_hang_at_opening_is_not_looked_for_where_no_hang_is() -> None:
+    scene = Scene(Bounds(silence_seconds=None))
+    scene.watch.opens(0)
+    assert scene.passes(10_000) is None
+
+
+def test_the_processor_time_of_this_process_grows_and_that_of_no_process_is_0() -> None:
+    before = processor_seconds(os.getpid())
+    while processor_seconds(os.getpid()) == before:
+        pass
+    assert processor_seconds(2**22 + 1) == 0
 
 
 def test_the_first_batches_may_take_longer() -> None:

@@ -1,5 +1,9 @@
 """Studies whose workers train several trials together."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from autopeft.engine.pack_size import MOST, pack_size
@@ -11,7 +15,9 @@ from autopeft.study.record import PACK_SUMMARY
 from autopeft.study.search import search
 from autopeft.study.settings import resolve_settings
 from tests.anatomies import bert_like
-from tests.engine.checkpoints import word_task
+from tests.engine.checkpoints import checkpoint, word_task
+from tests.engine.tasks import multiple_choice, write
+from tests.study.packed_search import N_TRIALS
 from tests.study.test_search import check_invariants, essence
 from tests.study.toy_search import toy_plan
 
@@ -39,6 +45,32 @@ def test_a_death_that_costs_many_trials_is_one_failure(tmp_path):
     view = search(toy_plan(tmp_path / "run", 8, backend, pack=8)).view
     assert sum(trial.state == "failed" for trial in view.trials) > 5
     check_invariants(tmp_path / "run", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_real_study_in_packs_that_is_killed_twice_ends_as_the_uninterrupted_one(tmp_path):
+    checkpoint(tmp_path / "model")
+    write(tmp_path / "rows.jsonl", multiple_choice(48))
+
+    def run(name: str, *death: int) -> int:
+        command = [sys.executable, "-m", "tests.study.packed_search", tmp_path, tmp_path / name, *death]
+        return subprocess.run(list(map(str, command)), check=False).returncode
+
+    assert run("whole") == 0
+    assert run("killed", 1, 1) == run("killed", 5, 2) == -signal.SIGKILL
+    assert run("killed") == 0
+    whole, killed = (check_invariants(tmp_path / name, N_TRIALS).trials for name in ("whole", "killed"))
+    for one, other in zip(killed, whole, strict=True):
+        assert (one.number, dict(one.params), one.architecture) == (
+            other.number,
+            dict(other.params),
+            other.architecture,
+        )
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        assert one.result.best_epoch == other.result.best_epoch
+        for epoch, expected in zip(one.result.epochs, other.result.epochs, strict=True):
+            assert epoch.train_loss == pytest.approx(expected.train_loss, abs=1e-6)
 
 
 def test_a_pack_of_its_own_choice_is_kept_in_the_study(tmp_path):

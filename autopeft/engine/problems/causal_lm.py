@@ -1,8 +1,9 @@
-"""Text that goes on: every token of plain texts, or completions of prompts.
+"""Text that goes on: every token of plain texts, completions of prompts, or the answers in conversations.
 
 Plain texts are read whole: what is longer than `max_length` goes into several sequences. A completion follows its
 prompt as it stands, without anything between them, and ends with the end-of-text token; the loss is on it alone. Where
-both are too long, the prompt loses its beginning.
+both are too long, the prompt loses its beginning. Conversations: see `autopeft.engine.conversations`; of their answers
+the last one is compared by the metrics that compare texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,20 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from autopeft.engine.columns import TEXTS, Columns, named_or_only
+from autopeft.engine.conversations import (
+    CONVERSATIONS,
+    holds_conversations,
+    read_conversations,
+    spoken,
+    writer_of,
+)
 from autopeft.engine.problem_names import GENERATED, ProblemName
 from autopeft.engine.problems.base import Rows
 from autopeft.engine.reading import read_targets, read_texts
 from autopeft.engine.recipe import TaskSpec
 from autopeft.engine.splits import Split
 from autopeft.engine.tables import Table
-from autopeft.errors import DataError
+from autopeft.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +61,21 @@ class CausalLM:
         """The head is the model's own."""
 
     def recognises(self, table: Table, task: TaskSpec) -> bool:
-        """A prompt and a completion, or a text and nothing else."""
+        """A conversation, a prompt and a completion, or a text and nothing else."""
+        if _conversation_columns(table, task):
+            return True
         columns = [column.lower() for column in table.columns]
         is_text = len(columns) == 1 and columns[0] in TEXTS and task.label is None
         return is_text or ("prompt" in columns and "completion" in columns)
 
     def read_rows(self, tables: Mapping[str, Table], task: TaskSpec, notes: list[str]) -> Rows:
         train = tables["train"]
+        if columns := _conversation_columns(train, task):
+            column = named_or_only(
+                columns[0] if len(columns) == 1 else None, columns, "text", train.columns, train.name
+            )
+            conversations = {split: read_conversations(table, column) for split, table in tables.items()}
+            return Rows(Columns((column,), ""), conversations, ())
         has_completions = task.label is not None or any(c.lower() in COMPLETIONS for c in train.columns)
         if not has_completions and task.metric in GENERATED:
             raise DataError(
@@ -80,6 +96,8 @@ class CausalLM:
         return "texts to go on with"
 
     def label_text(self, label: Any) -> str:
+        if isinstance(label, tuple):
+            return " ".join(label)
         return str(label) or "the text itself"
 
     def encode(self, split: Split, tokenizer: Any, max_length: int, config: Any) -> "TokenisedSplit":
@@ -88,7 +106,17 @@ class CausalLM:
         from autopeft.engine.batches import IGNORED, ragged
 
         rows, labels, truths = list[list[int]](), list[list[int]](), list[Any]()
-        for (text,), target in zip(split.texts, split.labels, strict=True):
+        write = writer_of(tokenizer)
+        if any(isinstance(label, tuple) for label in split.labels) and not tokenizer.is_fast:
+            raise ModelError("conversations need a fast tokeniser, which tells where its tokens stand")
+        for texts, target in zip(split.texts, split.labels, strict=True):
+            if isinstance(target, tuple):
+                said = spoken(texts, target, tokenizer, write, max_length)
+                rows.append(said.ids)
+                labels.append([i if here else IGNORED for i, here in zip(said.ids, said.is_learned, strict=True)])
+                truths.append((said.n_before, said.answer))
+                continue
+            (text,) = texts
             ids: list[int] = tokenizer(text)["input_ids"]
             if not target:
                 pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
@@ -144,3 +172,9 @@ class CausalLM:
         """Token ids that a generated text begins after, of each row."""
         starts = [start for start, _ in pairwise(split.starts.tolist())]
         return [split.tokens[start : start + n] for start, (n, _) in zip(starts, split.truths, strict=True)]
+
+
+def _conversation_columns(table: Table, task: TaskSpec) -> list[str]:
+    """The column that is named, or those of common names, if it holds messages."""
+    named = task.text or [column for column in table.columns if column.lower() in CONVERSATIONS]
+    return [column for column in named if holds_conversations(table, column)]
