@@ -14,7 +14,8 @@ _TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def speed_svg(speeds: Speeds) -> str:
     """A panel for each kind and law: how many times as long a trial of each baseline takes, on a logarithmic scale."""
     n = len(speeds.suites)
-    ranges = [one.ratio(way) for suite in speeds.suites for one in suite.timed for way in speeds.ways]
+    every = (one.ratio(way) for suite in speeds.suites for one in suite.timed for way in speeds.ways)
+    ranges = [found for found in every if found is not None]
     low = max((t for t in _TICKS if t <= min(r.low for r in ranges)), default=_TICKS[0])
     high = min((t for t in _TICKS if t >= max(r.high for r in ranges) and t > low), default=_TICKS[-1])
     tall = _HEIGHT - _TOP - _BOTTOM
@@ -54,7 +55,8 @@ def _dots(suite: Suite, ways: Sequence[str], left: float, right: float, y_of: Ca
         lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{layer}</text>')
     for one in suite.timed:
         for number, way in enumerate(ways):
-            found = one.ratio(way)
+            if (found := one.ratio(way)) is None:
+                continue
             x = left + (right - left) * (one.configuration.first + 0.5) / n_layers + 8 * (number - (len(ways) - 1) / 2)
             top, middle, bottom = (y_of(value) for value in (found.high, found.median, found.low))
             line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="{_COLOURS[way]}"/>'

@@ -108,7 +108,7 @@ class StockTrials:
             arguments = transformers.TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=spec.batch_size,
-                per_device_eval_batch_size=spec.eval_batch_size,
+                per_device_eval_batch_size=spec.batch_size,  # rows come as they stand: larger batches are padding
                 num_train_epochs=spec.epochs,
                 max_steps=-1 if course is None else len(course.steps),
                 learning_rate=spec.learning_rate,

@@ -111,19 +111,24 @@ def test_a_replay_multiplies_matrices_of_the_recorded_shapes_as_they_lay_in_memo
     assert torch.equal(result, c @ d)
 
 
-def test_everything_is_charged_and_ratios_are_of_one_round():
-    def timed(layers: tuple[int, ...], ours: list[float], theirs: list[float], cache: list[float]) -> Timed:
+def test_what_a_study_pays_once_is_divided_among_its_trials_and_ratios_are_of_one_round():
+    def timed(layers: tuple[int, ...], ours: list[float], theirs: list[float], filled: list[float]) -> Timed:
         (one,) = (c for c in configurations(anatomy, "lora", "uniform", 6, 0) if c.layers == layers)
-        return Timed(one, seconds={"ours": ours, "b1": theirs}, cache=cache)
+        return Timed(one, seconds={"ours": ours, "b1": theirs}, filled=filled)
 
     anatomy = anatomy_of(tiny_bert(layers=3).config)
     first = timed((0, 1, 2), [2.0, 4.0], [4.0, 4.0], [1.0, 1.0])
     second = timed((2,), [1.0, 1.0], [4.0, 4.0], [3.0, 3.0])
-    suite = Suite("uniform", "lora", [first, second], {"ours": [1.0, 1.0], "b1": [2.0, 2.0]})
-    assert (found := suite.ratio("b1")) is not None
-    assert (found.low, found.high) == (10 / 10, 10 / 8) and found.median == pytest.approx((1 + 1.25) / 2)
-    assert (top := suite.ratio("b1", top_third=True, charged=False)) is not None and top.median == 4.0
-    assert first.ratio("b1").low == 1.0
+    first.seconds["b0"] = [20.0]
+    opening = {"ours": [1.0, 1.0], "b1": [2.0, 2.0], "b0": [0.0, 0.0]}
+    suite = Suite("uniform", "lora", [first, second], opening)
+    assert suite.ratios("b1") == [10 / 8, 10 / 10]  # two trials
+    assert suite.ratios("b1", 60) == [pytest.approx(242 / 95), pytest.approx(242 / 155)]
+    assert suite.ratios("b1", 10, top_third=True) == [pytest.approx(42 / 14)] * 2
+    assert suite.ratios("b0", 10) == [pytest.approx(200 / 25)]  # beside the trial of ours that it was measured with
+    assert suite.ratio("b0", 10, top_third=True) is None
+    assert (found := suite.ratio("b1")) is not None and found.median == pytest.approx((1 + 1.25) / 2)
+    assert (found := first.ratio("b1")) is not None and found.low == 1.0
 
 
 def test_all_contenders_train_all_configurations_and_the_losses_agree(speeds):
@@ -131,7 +136,7 @@ def test_all_contenders_train_all_configurations_and_the_losses_agree(speeds):
     assert [one.configuration.first for one in suite.timed] == [0, 1, 2]
     for one in suite.timed:
         assert {name: len(seconds) for name, seconds in one.seconds.items()} == {"ours": 2, "b1": 2, "b2": 2}
-        assert one.n_steps == 5  # of 2 epochs with 3 steps; the first is not timed
+        assert one.n_steps == 2  # of 3 in the first epoch; the first is not timed
         assert one.share_of_limit.low > 0
     assert [(a.configuration, a.steps) for a in speeds.agreements] == [("lora L1+", 5)]
     assert speeds.agreements[0].largest <= 1e-5
@@ -169,11 +174,11 @@ def test_a_fresh_process_trains_the_same_trial(folder):
 
 def test_text_json_and_plot_tell_the_same(speeds):
     (suite,) = speeds.suites
-    ratio = suite.ratio("b1")
+    ratio = suite.ratio("b1", 60)
     text, data = bench_trials._text(speeds), json.loads(json.dumps(bench_trials._data(speeds)))
     assert f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]" in text
     assert data["suites"][0]["ratios"][0] == {
-        "over": "b1", "layers": "all", "everything_charged": True, **vars(ratio)
+        "over": "b1", "layers": "all", "trials": 60, **vars(ratio)
     }  # fmt: skip
     svg = speed_svg(speeds)
     assert svg.count('r="4"') == 3 * 2 + 2 and "</svg>" in svg
