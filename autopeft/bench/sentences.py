@@ -1,9 +1,9 @@
 """A task of made-up sentences that are as long as GLUE's: is what is said of things rather good, bad, or neither?
 
 For BERT's tokeniser 5, 25, 50, 75 and 95 % have at most 10, 16, 21, 28 and 42 tokens, and none has more than 64 (SST-2:
-9, 17, 24, 33 and 46; CoLA: 6, 9, 10, 13 and 20; pairs have more). The longest of 32 is 2.1 times as long as the mean, as
-in SST-2 and CoLA: so much is padded. The label is the sign of the sum over clauses, where "not" turns a clause around,
-so that a model can learn some of it in a few steps.
+9, 17, 24, 33 and 46; CoLA: 6, 9, 10, 13 and 20; pairs have more). The longest of 32 is 2.1 times as long as the mean,
+as in SST-2 and CoLA: so much is padded. The label is the sign of the sum over clauses, where "not" turns a clause
+around, so that a model can learn some of it in a few steps.
 """
 
 import hashlib
