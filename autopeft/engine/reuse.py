@@ -160,7 +160,8 @@ class FrozenPartReuse:
         """How far results may be apart that come from the same sums, made of matrices of other shapes."""
         self._plans: dict[Any, Plan] = {}
         self._reads: dict[Any, Reads | None] = {}
-        """By what is adapted in the last layer: whether it may compute one token alone hangs on nothing below."""
+        """By what is adapted in the last layer and makes sequences longer: whether that layer may compute one token
+        alone hangs on nothing else."""
         self._log = logging.getLogger(__name__)
 
     @contextmanager
@@ -207,7 +208,7 @@ class FrozenPartReuse:
     def plan(self, architecture: Architecture, forward: Forward) -> Plan:
         """The first of the ways to cut the model that fits into the cache; `forward` runs it adapted."""
         signature = tuple((p.stack, p.layer, p.role, p.module, p.options) for p in architecture.placements)
-        in_last = tuple(place for place in signature if place[:2] == self._last_place)
+        in_last = tuple(one for one in signature if one[:2] == self._last_place or one[2] == "embeddings")
         if signature not in self._plans:
             trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
             devices = [self._device] if self._device.type == "cuda" else []
