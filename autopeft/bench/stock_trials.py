@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from autopeft.bench.laws import Configuration
+from autopeft.engine.batches import MEGA
 from autopeft.engine.data import TaskData
 from autopeft.engine.models import find_model, load_tokenizer, read_config
 from autopeft.engine.optimising import rate_at
@@ -125,12 +126,11 @@ class StockTrials:
                 bf16=not is_cpu and spec.precision != "float32" and torch.cuda.is_bf16_supported(),
                 dataloader_pin_memory=not is_cpu,
                 seed=seed,
-                train_sampling_strategy="group_by_length" if way.by_length else "random",
             )
             pads = transformers.default_data_collator
             if not way.pads_to_max:
                 pads = transformers.DataCollatorWithPadding(self._tokenizer)
-            made = _trainer_of(course)(
+            made = _trainer_of(way, course)(
                 model=model,
                 args=arguments,
                 train_dataset=self._rows["train"],
@@ -207,10 +207,39 @@ def _accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((predicted.predictions.argmax(-1) == predicted.label_ids).mean())}
 
 
-def _trainer_of(course: Course | None) -> Any:
+def _trainer_of(way: Way, course: Course | None) -> Any:
     from transformers import Trainer
 
-    return Trainer if course is None else _on_course(Trainer, course)
+    if course is not None:
+        return _on_course(Trainer, course)
+    return _by_length(Trainer) if way.by_length else Trainer
+
+
+def _by_length(trainer: Any) -> Any:
+    """Sorts as many batches together as our engine does: its own number, a quarter of all and at most 50, would be two
+    or one with the few rows of a benchmark, and waste what it does not with those of a task."""
+    from torch.utils.data import Sampler
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    class Sorted(Sampler[int]):
+        def __init__(self, rows: Any, batch_size: int) -> None:
+            self._lengths = [len(row["input_ids"]) for row in rows]
+            self._batch_size = batch_size
+
+        def __len__(self) -> int:
+            return len(self._lengths)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(get_length_grouped_indices(self._lengths, self._batch_size, MEGA))
+
+    class ByLength(trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return Sorted(self.train_dataset if train_dataset is None else train_dataset, self.args.train_batch_size)
+
+        def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+            return Sorted(eval_dataset, self.args.eval_batch_size)
+
+    return ByLength
 
 
 def _on_course(trainer: Any, course: Course) -> Any:
