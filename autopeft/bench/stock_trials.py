@@ -91,8 +91,14 @@ class StockTrials:
         self._longest = min(task.recipe.training.max_length, positions)
         self._rows = {name: self._tokenise(task.data.splits[name]) for name in ("train", "validation")}
 
-    def train(self, configuration: Configuration, seed: int, course: Course | None = None) -> float:
-        """Train and evaluate after each epoch; the best accuracy. With a course, its steps alone.
+    def train(
+        self,
+        configuration: Configuration,
+        seed: int,
+        course: Course | None = None,
+        clock: Callable[[], float] = time.process_time,
+    ) -> float:
+        """Train and evaluate after each epoch; the seconds of all epochs by `clock`. With a course, its steps alone.
 
         Raises:
             AutopeftError: the model has other weights to train than the course.
@@ -141,8 +147,10 @@ class StockTrials:
                 optimizers=(None, None) if course is None else _as_ours(model, self._task.recipe, course),
             )
             made.remove_callback(transformers.PrinterCallback)
+            times: list[float] = []
+            made.add_callback(_timing(times, clock))
             made.train()
-        return max((entry["eval_accuracy"] for entry in made.state.log_history if "eval_accuracy" in entry), default=0)
+        return times[-1] - times[0]
 
     def _tokenise(self, split: Split) -> list[dict[str, Any]]:
         columns = [list(column) for column in zip(*split.texts, strict=True)]
@@ -185,13 +193,16 @@ class StockTrials:
         )
 
 
-def fresh_process(task: StockTask, way: Way, configuration: Configuration, seed: int, on_cpu: bool) -> float:
-    """Run one trial in a process of its own; its seconds: processor time on a CPU, else all that passes.
+def fresh_process(
+    task: StockTask, way: Way, configuration: Configuration, seed: int, on_cpu: bool
+) -> tuple[float, float]:
+    """Run one trial in a process of its own; its seconds, and those of its epochs: processor time on a CPU, else all
+    that passes.
 
     Raises:
         AutopeftError: the process failed; says how.
     """
-    given = pickle.dumps((task, way, configuration, seed, torch.get_num_threads()))
+    given = pickle.dumps((task, way, configuration, seed, torch.get_num_threads(), on_cpu))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "TOKENIZERS_PARALLELISM": "false"}
     start = time.perf_counter()
     command = [sys.executable, "-m", "autopeft.bench.stock_trials"]
@@ -200,7 +211,26 @@ def fresh_process(task: StockTask, way: Way, configuration: Configuration, seed:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise AutopeftError(f"b0: a fresh process failed: {last[:300]}")
     passed = time.perf_counter() - start
-    return float(ran.stdout.split()[-1]) if on_cpu else passed
+    of_all, of_epochs = map(float, ran.stdout.split()[-2:])
+    return (of_all if on_cpu else passed), of_epochs
+
+
+def _timing(times: list[float], clock: Callable[[], float]) -> Any:
+    from transformers import TrainerCallback
+
+    class Timing(TrainerCallback):
+        """Looks at the clock where an epoch begins, and where its evaluation ends."""
+
+        def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+            times.append(clock())
+
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(clock())
+
+        def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+            times.append(clock())
+
+    return Timing()
 
 
 def _accuracy(predicted: Any) -> dict[str, float]:
@@ -280,10 +310,11 @@ def _as_ours(model: Any, recipe: TrialRecipe, course: Course) -> tuple[Any, Any]
 
 
 def _in_fresh_process() -> None:
-    task, way, configuration, seed, threads = pickle.load(sys.stdin.buffer)
+    task, way, configuration, seed, threads, on_cpu = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
-    StockTrials(task, way).train(configuration, seed)
-    sys.stdout.write(f"{time.process_time()}\n")
+    clock = time.process_time if on_cpu else time.perf_counter
+    of_epochs = StockTrials(task, way).train(configuration, seed, clock=clock)
+    sys.stdout.write(f"{time.process_time()} {of_epochs}\n")
 
 
 if __name__ == "__main__":

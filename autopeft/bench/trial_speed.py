@@ -43,6 +43,17 @@ _FRESH = 3
 
 
 @dataclass(frozen=True)
+class Study:
+    """What ratios are told for: so many trials, the configurations equally often among them, of so many epochs.
+
+    All epochs of a trial are the same work, so that the seconds of many follow from those of a few.
+    """
+
+    trials: int = 60
+    epochs: int = 20
+
+
+@dataclass(frozen=True)
 class SpeedSettings:
     """What is measured."""
 
@@ -56,8 +67,7 @@ class SpeedSettings:
     rounds: int = 3
     n_configurations: int = 6
     """Of a law, at most."""
-    study_trials: int = 60
-    """Among which a study divides what it pays once."""
+    study: Study = Study()
     gate_steps: int = 50
     seed: int = 0
 
@@ -70,9 +80,9 @@ class SpeedSettings:
         for way in self.ways:
             if way not in WAYS:
                 raise UnknownNameError("baseline", way, tuple(WAYS))
-        counts = (self.rounds, self.n_configurations, self.study_trials, self.gate_steps)
+        counts = (self.rounds, self.n_configurations, self.study.trials, self.study.epochs, self.gate_steps)
         if min(*counts, len(self.kinds), len(self.laws)) < 1:
-            raise UsageError("bench trials: rounds, configurations, trials, steps, kinds and laws must be 1 or more")
+            raise UsageError("bench trials: all numbers, and how many kinds and laws there are, must be 1 or more")
         if self.data.problem_name != "classification":
             raise UsageError("bench trials: only classification is measured")
 
@@ -95,10 +105,14 @@ class Timed:
     """One configuration, by rounds."""
 
     configuration: Configuration
+    n_epochs: int = 1
+    """Of a trial."""
     n_steps: int = 0
     """Of those that are timed."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """Of a whole trial, by contender; of ours with finding where to cut the model, without filling the cache."""
+    epochs: dict[str, list[float]] = field(default_factory=dict)
+    """Those of it that pass in its epochs."""
     found: list[float] = field(default_factory=list)
     """Seconds of ours to find where to cut the model, the first time."""
     filled: list[float] = field(default_factory=list)
@@ -108,10 +122,16 @@ class Timed:
     limit: list[float] = field(default_factory=list)
     """Seconds of their matrix multiplications alone."""
 
-    def ratio(self, way: str) -> Range | None:
+    def ratio(self, way: str, study: Study | None = None) -> Range | None:
         """How many times as long the other takes, the cache being filled; None: not measured."""
-        pairs = zip(self.seconds.get(way, ()), self.seconds[OURS], strict=False)
-        return Range.of(ratios) if (ratios := [a / b for a, b in pairs]) else None
+        rounds = range(len(self.seconds.get(way, ())))
+        ratios = [self.trial(way, r, study) / self.trial(OURS, r, study) for r in rounds]
+        return Range.of(ratios) if ratios else None
+
+    def trial(self, name: str, r: int, study: Study | None) -> float:
+        """Seconds of a trial in round `r`: with as many epochs as in a study, or as it was measured."""
+        more = study.epochs / self.n_epochs - 1 if study else 0
+        return self.seconds[name][r] + (more * self.epochs[name][r] if more else 0)
 
     @property
     def share_of_limit(self) -> Range:
@@ -132,23 +152,23 @@ class Suite:
     opening: dict[str, list[float]] = field(default_factory=dict)
     """Seconds to load and to tokenise, by contender and round."""
 
-    def ratio(self, way: str, n_trials: int | None = None, *, top_third: bool = False) -> Range | None:
-        """How many times as long the other takes for a study of `n_trials`; None: these configurations alone.
+    def ratio(self, way: str, study: Study | None = None, *, top_third: bool = False) -> Range | None:
+        """How many times as long the other takes for a study; None: for these configurations alone, as measured.
 
-        The configurations stand equally often in it. None where none of them was measured.
+        None where none of them was measured.
         """
-        ratios = self.ratios(way, n_trials, top_third=top_third)
+        ratios = self.ratios(way, study, top_third=top_third)
         return Range.of(ratios) if ratios else None
 
-    def ratios(self, way: str, n_trials: int | None = None, *, top_third: bool = False) -> list[float]:
+    def ratios(self, way: str, study: Study | None = None, *, top_third: bool = False) -> list[float]:
         """The same by rounds."""
         chosen = [one for one in self.timed if one.configuration.is_top_third or not top_third]
         measured = [one for one in chosen if way in one.seconds]
         ratios = []
         for r in range(len(measured[0].seconds[way]) if measured else 0):
-            n = n_trials or len(chosen)
+            n = study.trials if study else len(chosen)
             once = self.opening[OURS][r] + sum(one.filled[r] for one in chosen)
-            theirs, ours = (fmean(one.seconds[name][r] for one in measured) for name in (way, OURS))
+            theirs, ours = (fmean(one.trial(name, r, study) for one in measured) for name in (way, OURS))
             ratios.append((self.opening[way][r] + n * theirs) / (once + n * ours))
         return ratios
 
@@ -189,7 +209,14 @@ def _measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
     longest = min(settings.recipe.training.max_length, base.max_tokens)
     splits = {name: base.encode(split, longest) for name, split in settings.data.splits.items()}
     suites = [
-        Suite(law, kind, [Timed(one) for one in configurations(base.anatomy, kind, law, settings.n_configurations, 0)])
+        Suite(
+            law,
+            kind,
+            [
+                Timed(one, settings.recipe.training.epochs)
+                for one in configurations(base.anatomy, kind, law, settings.n_configurations, 0)
+            ],
+        )
         for kind in settings.kinds
         for law in settings.laws
     ]
@@ -202,7 +229,7 @@ def _measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
     for number in range(settings.rounds):
         for suite in suites:
             meter.round(suite, number)
-            ratios = {way: suite.ratios(way, settings.study_trials) for way in settings.ways}
+            ratios = {way: suite.ratios(way, settings.study) for way in settings.ways}
             shown = ", ".join(f"{way} {found[number]:.2f}x" for way, found in ratios.items() if len(found) > number)
             tell(f"round {number + 1}/{settings.rounds}  {suite.kind} {suite.law}: {shown}")
     return Speeds(tuple(agreements), tuple(suites), settings.ways, _facts(settings, splits, device))
@@ -247,7 +274,9 @@ class _Meter:
                 if name == OURS:
                     self._run_ours(ours, timed)
                 else:
-                    timed.seconds.setdefault(name, []).append(self._run_stock(name, stock, timed.configuration))
+                    seconds, of_epochs = self._run_stock(name, stock, timed.configuration)
+                    timed.seconds.setdefault(name, []).append(seconds)
+                    timed.epochs.setdefault(name, []).append(of_epochs)
 
     def _run_ours(self, ours: TransformerTrainer, timed: Timed) -> None:
         architecture = timed.configuration.architecture
@@ -260,19 +289,23 @@ class _Meter:
             if architecture.id not in self._replays:  # also a warm-up; nothing of it is timed
                 self._replays[architecture.id] = Replay(_first_epoch(ours, job), self._device)
             steps = _Steps(self._clock)
-            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, on_step=steps.after_step))
+            _, seconds = self._timed(lambda: ours.train(job, steps.after_epoch, steps.before_batch, steps.after_step))
             timed.seconds.setdefault(OURS, []).append(found + seconds)
+            timed.epochs.setdefault(OURS, []).append(steps.of_epochs)
             timed.n_steps = steps.n
             timed.steps.append(steps.seconds)
             _, limit = self._timed(self._replays[architecture.id].run)
             timed.limit.append(limit)
 
-    def _run_stock(self, way: str, stock: Mapping[str, StockTrials], configuration: Configuration) -> float:
+    def _run_stock(
+        self, way: str, stock: Mapping[str, StockTrials], configuration: Configuration
+    ) -> tuple[float, float]:
+        """Seconds of a trial, and of its epochs."""
         seed = self._settings.seed
         if way not in stock:
             return fresh_process(self._task, WAYS[way], configuration, seed, self._device.type == "cpu")
-        _, seconds = self._timed(lambda: stock[way].train(configuration, seed))
-        return seconds
+        of_epochs, seconds = self._timed(lambda: stock[way].train(configuration, seed, clock=self._clock))
+        return seconds, of_epochs
 
     def _timed(self, run: Callable[[], Any]) -> tuple[Any, float]:
         start = self._clock()
@@ -303,14 +336,19 @@ def _first_epoch(ours: TransformerTrainer, job: TrialJob) -> list[Product]:
 
 
 class _Steps:
-    """Adds up the seconds of the training steps of the first epoch, without the first step."""
+    """Adds up the seconds of the training steps of the first epoch, without the first step; and those of all epochs."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._begin: float | None = None
         self._since: float | None = None
         self._is_over = False
         self.n = 0
         self.seconds = 0.0
+        self.of_epochs = 0.0
+
+    def before_batch(self) -> None:
+        self._begin = self._clock() if self._begin is None else self._begin
 
     def after_step(self, loss: Any) -> None:
         if self._is_over:
@@ -322,6 +360,8 @@ class _Steps:
         self._since = now
 
     def after_epoch(self, record: Any) -> None:
+        assert self._begin is not None
+        self.of_epochs = self._clock() - self._begin
         self._is_over = True
 
 
@@ -343,6 +383,7 @@ def _facts(settings: SpeedSettings, splits: Mapping[str, TokenisedSplit], device
         "seconds": "processor time" if device.type == "cpu" else "passed",
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "rounds": settings.rounds,
-        "study_trials": settings.study_trials,
+        "study_trials": settings.study.trials,
+        "study_epochs": settings.study.epochs,
         "seed": settings.seed,
     }

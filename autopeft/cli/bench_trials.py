@@ -29,7 +29,8 @@ def trials(
     rows: Annotated[int, typer.Option(help="To train on; half as many to evaluate.")] = 256,
     epochs: Annotated[int, typer.Option(help="Of a trial, each with an evaluation.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 32,
-    study_trials: Annotated[int, typer.Option(help="Of a study that loads and fills the cache once.")] = 60,
+    study_trials: Annotated[int, typer.Option(help="Of the study that ratios are told for.")] = 60,
+    study_epochs: Annotated[int, typer.Option(help="Of its trials; as AutoPEFT's on GLUE.")] = 20,
     gate_steps: Annotated[int, typer.Option(help="Steps over which the losses must agree.")] = 50,
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 1,
     seed: Annotated[int, typer.Option(help="Of data, first weights and order.")] = 0,
@@ -44,7 +45,7 @@ def trials(
     """
     import torch
 
-    from autopeft.bench.trial_speed import SpeedSettings, measure
+    from autopeft.bench.trial_speed import SpeedSettings, Study, measure
     from autopeft.engine.models import DEMO_PACKAGE, PACKAGE
     from autopeft.engine.recipe import TrialRecipe
 
@@ -61,7 +62,7 @@ def trials(
         ways=_listed(baselines),
         rounds=rounds,
         n_configurations=configurations,
-        study_trials=study_trials,
+        study=Study(study_trials, study_epochs),
         gate_steps=gate_steps,
         seed=seed,
     )
@@ -89,14 +90,17 @@ def _task(name: str, recipe: Any, rows: int, seed: int) -> Any:
 
 def _text(speeds: Any) -> str:
     from autopeft.bench.stock_trials import WAYS
+    from autopeft.bench.trial_speed import Study
 
     facts, ways = speeds.facts, speeds.ways
+    study = Study(facts["study_trials"], facts["study_epochs"])
     lines = [
         f"{facts['model']}, {facts['data']}: {facts['train_rows']} + {facts['validation_rows']} rows of "
         f"{facts['mean_tokens']} tokens (at most {facts['longest']}), {facts['epochs']} epochs, batch "
         f"{facts['batch_size']}; {facts['device']}, {facts['precision']}, {facts['threads']} thread, load "
         f"{facts['load_average']}; {facts['seconds']}; {facts['rounds']} rounds: median [lowest, highest]",
-        "everything is charged to both: what a study of so many trials pays once, to all of them",
+        f"everything is charged to both, to {study.trials} trials what a study pays once; seconds of {study.epochs} "
+        f"epochs are those of the {facts['epochs']} measured, as often",
         "losses agree: "
         + ", ".join(f"{a.configuration} {a.largest:.1e} in {a.steps} steps" for a in speeds.agreements),
         *(f"{way}: {WAYS[way].title}{_SELDOM if WAYS[way].fresh_process else ''}" for way in ways),
@@ -104,17 +108,19 @@ def _text(speeds: Any) -> str:
     totals = []
     for suite in speeds.suites:
         for title, top in (("all", False), ("top third", True)):
-            for n in (facts["study_trials"], None):
-                found = [suite.ratio(way, n, top_third=top) for way in ways]
+            for asked in (study, None):
+                found = [suite.ratio(way, asked, top_third=top) for way in ways]
                 if any(found):
                     chosen = [one for one in suite.timed if one.configuration.is_top_third or not top]
-                    totals.append((suite.kind, suite.law, title, str(n or len(chosen)), *map(_range, found)))
+                    told = asked or Study(len(chosen), facts["epochs"])
+                    what = f"{told.trials} of {told.epochs} epochs"
+                    totals.append((suite.kind, suite.law, title, what, *map(_range, found)))
     blocks = ["\n".join(lines), table(("kind", "law", "layers", "trials", *(f"over {way}" for way in ways)), totals)]
     for suite in speeds.suites:
         rows = [
             (
                 one.configuration.name,
-                *(_range(one.ratio(way)) for way in ways),
+                *(_range(one.ratio(way, study)) for way in ways),
                 f"{median(one.seconds['ours']):.2f}",
                 f"{median(one.found):.2f}",
                 f"{median(one.filled):.2f}",
@@ -130,6 +136,9 @@ def _text(speeds: Any) -> str:
 
 
 def _data(speeds: Any) -> dict[str, Any]:
+    from autopeft.bench.trial_speed import Study
+
+    study = Study(speeds.facts["study_trials"], speeds.facts["study_epochs"])
     suites = [
         {
             "kind": suite.kind,
@@ -139,19 +148,20 @@ def _data(speeds: Any) -> dict[str, Any]:
                 {
                     "over": way,
                     "layers": "top third" if top else "all",
-                    "trials": n,
+                    "study": vars(asked) if asked else None,
                     **vars(found),
                 }
                 for way in speeds.ways
                 for top in (False, True)
-                for n in (speeds.facts["study_trials"], None)
-                if (found := suite.ratio(way, n, top_third=top)) is not None
+                for asked in (study, None)
+                if (found := suite.ratio(way, asked, top_third=top)) is not None
             ],
             "configurations": [
                 {
                     "name": one.configuration.name,
                     "layers": one.configuration.layers,
                     "trial_seconds": one.seconds,
+                    "of_it_epochs": one.epochs,
                     "cut_seconds": one.found,
                     "cache_seconds": one.filled,
                     "step_seconds": one.step_seconds,
