@@ -218,7 +218,7 @@ def fresh_process(
 def _timing(times: list[float], clock: Callable[[], float]) -> Any:
     from transformers import TrainerCallback
 
-    class Timing(TrainerCallback):
+    class Timing(TrainerCallback):  # type: ignore[misc]
         """Looks at the clock where an epoch begins, and where its evaluation ends."""
 
         def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
