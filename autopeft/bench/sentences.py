@@ -1,7 +1,9 @@
 """A task of made-up sentences that are as long as GLUE's: is what is said of things rather good, bad, or neither?
 
-About 22 tokens a sentence for BERT's tokeniser, 64 at most. The label is the sign of the sum over clauses, where "not"
-turns a clause around, so that a model can learn some of it in a few steps.
+For BERT's tokeniser 5, 25, 50, 75 and 95 % have at most 10, 16, 21, 28 and 42 tokens, and none has more than 64 (SST-2:
+9, 17, 24, 33 and 46; CoLA: 6, 9, 10, 13 and 20; pairs have more). The longest of 32 is 2.1 times as long as the mean,
+as in SST-2 and CoLA: so much is padded. The label is the sign of the sum over clauses, where "not" turns a clause
+around, so that a model can learn some of it in a few steps.
 """
 
 import hashlib
@@ -31,8 +33,8 @@ _PLACES = (
     "for a family of four",
     "during our stay",
 )
-_LOG_MEAN, _LOG_DEVIATION, _FEWEST, _MOST = 2.87, 0.48, 5, 56
-"""Of the number of words."""
+_SHAPE, _SCALE, _FEWEST, _MOST = 4.0, 5.0, 5, 56
+"""Of the gamma distribution of the number of words, and its ends."""
 
 
 def sentences(n_train: int, n_validation: int, seed: int = 0) -> TaskData:
@@ -51,7 +53,7 @@ def _split(rng: np.random.Generator, n: int) -> Split:
 
 
 def _sentence(rng: np.random.Generator) -> tuple[str, int]:
-    n_words = int(np.clip(rng.lognormal(_LOG_MEAN, _LOG_DEVIATION), _FEWEST, _MOST))
+    n_words = int(np.clip(rng.gamma(_SHAPE, _SCALE), _FEWEST, _MOST))
     words: list[str] = []
     total = 0
     while len(words) < n_words:

@@ -1,10 +1,10 @@
 """Speed of trials by the first adapted layer, as an SVG by hand: a dot a configuration, a line over its rounds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from math import log10
 
-from autopeft.bench.trial_speed import Speeds, Suite
+from autopeft.bench.trial_speed import Speeds, Study, Suite
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 340, 300, 50, 60, 50
 _COLOURS = {"b0": "#009e73", "b1": "#0072b2", "b2": "#d55e00"}
@@ -14,7 +14,8 @@ _TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def speed_svg(speeds: Speeds) -> str:
     """A panel for each kind and law: how many times as long a trial of each baseline takes, on a logarithmic scale."""
     n = len(speeds.suites)
-    ranges = [one.ratio(way) for suite in speeds.suites for one in suite.timed for way in speeds.ways]
+    every = (one.ratio(way, _study(speeds)) for suite in speeds.suites for one in suite.timed for way in speeds.ways)
+    ranges = [found for found in every if found is not None]
     low = max((t for t in _TICKS if t <= min(r.low for r in ranges)), default=_TICKS[0])
     high = min((t for t in _TICKS if t >= max(r.high for r in ranges) and t > low), default=_TICKS[-1])
     tall = _HEIGHT - _TOP - _BOTTOM
@@ -36,7 +37,7 @@ def speed_svg(speeds: Speeds) -> str:
             y = y_of(tick)
             lines.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
             lines.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}x</text>')
-        lines += _dots(suite, speeds.ways, left, right, y_of)
+        lines += _dots(suite, speeds, left, right, y_of)
         lines.append(
             f'<text x="{(left + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">first adapted layer</text>'
         )
@@ -46,7 +47,8 @@ def speed_svg(speeds: Speeds) -> str:
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _dots(suite: Suite, ways: Sequence[str], left: float, right: float, y_of: Callable[[float], float]) -> list[str]:
+def _dots(suite: Suite, speeds: Speeds, left: float, right: float, y_of: Callable[[float], float]) -> list[str]:
+    ways = speeds.ways
     n_layers = suite.timed[0].configuration.n_layers
     lines = []
     for layer in range(n_layers):
@@ -54,12 +56,17 @@ def _dots(suite: Suite, ways: Sequence[str], left: float, right: float, y_of: Ca
         lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{layer}</text>')
     for one in suite.timed:
         for number, way in enumerate(ways):
-            found = one.ratio(way)
+            if (found := one.ratio(way, _study(speeds))) is None:
+                continue
             x = left + (right - left) * (one.configuration.first + 0.5) / n_layers + 8 * (number - (len(ways) - 1) / 2)
             top, middle, bottom = (y_of(value) for value in (found.high, found.median, found.low))
             line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="{_COLOURS[way]}"/>'
             lines += [line, f'<circle cx="{x:.1f}" cy="{middle:.1f}" r="4" fill="{_COLOURS[way]}"/>']
     return lines
+
+
+def _study(speeds: Speeds) -> Study:
+    return Study(speeds.facts["study_trials"], speeds.facts["study_epochs"])
 
 
 def _title(speeds: Speeds) -> str:

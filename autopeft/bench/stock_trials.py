@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from autopeft.bench.laws import Configuration
+from autopeft.engine.batches import MEGA
 from autopeft.engine.data import TaskData
 from autopeft.engine.models import find_model, load_tokenizer, read_config
 from autopeft.engine.optimising import rate_at
@@ -90,8 +91,14 @@ class StockTrials:
         self._longest = min(task.recipe.training.max_length, positions)
         self._rows = {name: self._tokenise(task.data.splits[name]) for name in ("train", "validation")}
 
-    def train(self, configuration: Configuration, seed: int, course: Course | None = None) -> float:
-        """Train and evaluate after each epoch; the best accuracy. With a course, its steps alone.
+    def train(
+        self,
+        configuration: Configuration,
+        seed: int,
+        course: Course | None = None,
+        clock: Callable[[], float] = time.process_time,
+    ) -> float:
+        """Train and evaluate after each epoch; the seconds of all epochs by `clock`. With a course, its steps alone.
 
         Raises:
             AutopeftError: the model has other weights to train than the course.
@@ -108,7 +115,7 @@ class StockTrials:
             arguments = transformers.TrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=spec.batch_size,
-                per_device_eval_batch_size=spec.eval_batch_size,
+                per_device_eval_batch_size=spec.batch_size,  # rows come as they stand: larger batches are padding
                 num_train_epochs=spec.epochs,
                 max_steps=-1 if course is None else len(course.steps),
                 learning_rate=spec.learning_rate,
@@ -125,12 +132,11 @@ class StockTrials:
                 bf16=not is_cpu and spec.precision != "float32" and torch.cuda.is_bf16_supported(),
                 dataloader_pin_memory=not is_cpu,
                 seed=seed,
-                train_sampling_strategy="group_by_length" if way.by_length else "random",
             )
             pads = transformers.default_data_collator
             if not way.pads_to_max:
                 pads = transformers.DataCollatorWithPadding(self._tokenizer)
-            made = _trainer_of(course)(
+            made = _trainer_of(way, course)(
                 model=model,
                 args=arguments,
                 train_dataset=self._rows["train"],
@@ -141,8 +147,10 @@ class StockTrials:
                 optimizers=(None, None) if course is None else _as_ours(model, self._task.recipe, course),
             )
             made.remove_callback(transformers.PrinterCallback)
+            times: list[float] = []
+            made.add_callback(_timing(times, clock))
             made.train()
-        return max((entry["eval_accuracy"] for entry in made.state.log_history if "eval_accuracy" in entry), default=0)
+        return times[-1] - times[0]
 
     def _tokenise(self, split: Split) -> list[dict[str, Any]]:
         columns = [list(column) for column in zip(*split.texts, strict=True)]
@@ -185,13 +193,16 @@ class StockTrials:
         )
 
 
-def fresh_process(task: StockTask, way: Way, configuration: Configuration, seed: int, on_cpu: bool) -> float:
-    """Run one trial in a process of its own; its seconds: processor time on a CPU, else all that passes.
+def fresh_process(
+    task: StockTask, way: Way, configuration: Configuration, seed: int, on_cpu: bool
+) -> tuple[float, float]:
+    """Run one trial in a process of its own; its seconds, and those of its epochs: processor time on a CPU, else all
+    that passes.
 
     Raises:
         AutopeftError: the process failed; says how.
     """
-    given = pickle.dumps((task, way, configuration, seed, torch.get_num_threads()))
+    given = pickle.dumps((task, way, configuration, seed, torch.get_num_threads(), on_cpu))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "TOKENIZERS_PARALLELISM": "false"}
     start = time.perf_counter()
     command = [sys.executable, "-m", "autopeft.bench.stock_trials"]
@@ -200,17 +211,65 @@ def fresh_process(task: StockTask, way: Way, configuration: Configuration, seed:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise AutopeftError(f"b0: a fresh process failed: {last[:300]}")
     passed = time.perf_counter() - start
-    return float(ran.stdout.split()[-1]) if on_cpu else passed
+    of_all, of_epochs = map(float, ran.stdout.split()[-2:])
+    return (of_all if on_cpu else passed), of_epochs
+
+
+def _timing(times: list[float], clock: Callable[[], float]) -> Any:
+    from transformers import TrainerCallback
+
+    class Timing(TrainerCallback):  # type: ignore[misc]
+        """Looks at the clock where an epoch begins, and where its evaluation ends."""
+
+        def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+            times.append(clock())
+
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(clock())
+
+        def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+            times.append(clock())
+
+    return Timing()
 
 
 def _accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((predicted.predictions.argmax(-1) == predicted.label_ids).mean())}
 
 
-def _trainer_of(course: Course | None) -> Any:
+def _trainer_of(way: Way, course: Course | None) -> Any:
     from transformers import Trainer
 
-    return Trainer if course is None else _on_course(Trainer, course)
+    if course is not None:
+        return _on_course(Trainer, course)
+    return _by_length(Trainer) if way.by_length else Trainer
+
+
+def _by_length(trainer: Any) -> Any:
+    """Sorts as many batches together as our engine does: its own number, a quarter of all and at most 50, would be two
+    or one with the few rows of a benchmark, and waste what it does not with those of a task."""
+    from torch.utils.data import Sampler
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    class Sorted(Sampler[int]):
+        def __init__(self, rows: Any, batch_size: int) -> None:
+            self._lengths = [len(row["input_ids"]) for row in rows]
+            self._batch_size = batch_size
+
+        def __len__(self) -> int:
+            return len(self._lengths)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(get_length_grouped_indices(self._lengths, self._batch_size, MEGA))
+
+    class ByLength(trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return Sorted(self.train_dataset if train_dataset is None else train_dataset, self.args.train_batch_size)
+
+        def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+            return Sorted(eval_dataset, self.args.eval_batch_size)
+
+    return ByLength
 
 
 def _on_course(trainer: Any, course: Course) -> Any:
@@ -251,10 +310,11 @@ def _as_ours(model: Any, recipe: TrialRecipe, course: Course) -> tuple[Any, Any]
 
 
 def _in_fresh_process() -> None:
-    task, way, configuration, seed, threads = pickle.load(sys.stdin.buffer)
+    task, way, configuration, seed, threads, on_cpu = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
-    StockTrials(task, way).train(configuration, seed)
-    sys.stdout.write(f"{time.process_time()}\n")
+    clock = time.process_time if on_cpu else time.perf_counter
+    of_epochs = StockTrials(task, way).train(configuration, seed, clock=clock)
+    sys.stdout.write(f"{time.process_time()} {of_epochs}\n")
 
 
 if __name__ == "__main__":

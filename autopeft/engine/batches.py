@@ -39,6 +39,10 @@ Per = Literal["row", "token", "target"]
 _CHUNK = 10_000
 """Rows tokenised at a time."""
 
+_FEWEST, _SHORTEST = 16, 0.8
+"""Where no gradient is needed, a batch of so many rows or more ends before a row that is shorter than this share of its
+longest: few rows of very different lengths would be padding for the most part."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -253,8 +257,15 @@ def training_batches(
 
 def evaluation_batches(split: TokenisedSplit, batch_size: int, multiple_of: int = 1) -> Iterator[Batch]:
     """All rows once, the longest first: if the memory is too small, that shows at once."""
-    for rows in split.lengths.argsort(descending=True, stable=True).split(batch_size):
-        yield split.batch(rows, multiple_of)
+    order = split.lengths.argsort(descending=True, stable=True)
+    lengths = split.lengths[order].tolist()
+    start = 0
+    for i in range(1, len(lengths) + 1):
+        n = i - start
+        is_short = i < len(lengths) and n >= _FEWEST and lengths[i] < _SHORTEST * lengths[start]
+        if i == len(lengths) or n == batch_size or is_short:
+            yield split.batch(order[start:i], multiple_of)
+            start = i
 
 
 def _flat(rows: Sequence[Sequence[int]], dtype: Any) -> Tensor:

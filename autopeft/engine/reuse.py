@@ -152,13 +152,16 @@ class FrozenPartReuse:
         self.memory = memory.text
         layers = find_sites(model, site_map).layers
         stack = "decoder" if any(name == "decoder" for name, _ in layers) else "encoder"
-        self._last = [sites for (name, _), sites in layers.items() if name == stack][-1]
+        self._last_place, self._last = [(place, sites) for place, sites in layers.items() if place[0] == stack][-1]
         self._layers = frozenset(sites.name for sites in layers.values())
         is_half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
         has_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
         self._rounding = 3e-2 if is_half or has_tf32 else 1e-5
         """How far results may be apart that come from the same sums, made of matrices of other shapes."""
         self._plans: dict[Any, Plan] = {}
+        self._reads: dict[Any, Reads | None] = {}
+        """By what is adapted in the last layer and makes sequences longer: whether that layer may compute one token
+        alone hangs on nothing else."""
         self._log = logging.getLogger(__name__)
 
     @contextmanager
@@ -205,20 +208,22 @@ class FrozenPartReuse:
     def plan(self, architecture: Architecture, forward: Forward) -> Plan:
         """The first of the ways to cut the model that fits into the cache; `forward` runs it adapted."""
         signature = tuple((p.stack, p.layer, p.role, p.module, p.options) for p in architecture.placements)
+        in_last = tuple(one for one in signature if one[:2] == self._last_place or one[2] == "embeddings")
         if signature not in self._plans:
             trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
             devices = [self._device] if self._device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), _shaken(trained):
-                plans = self._find_plans(forward, trained)
+                plans = self._find_plans(forward, trained, in_last)
                 self._plans[signature] = next(plan for plan in plans if self._cache.fits(plan.kept))
         return self._plans[signature]
 
-    def _find_plans(self, forward: Forward, trained: Sequence[nn.Parameter]) -> Iterator[Plan]:
+    def _find_plans(self, forward: Forward, trained: Sequence[nn.Parameter], in_last: Any) -> Iterator[Plan]:
         """The ways to cut the model, the one that leaves least to compute first; the last needs no cache."""
         batches = _examples(self._splits["train"], self._device)
-        reads: Reads | None = None
-        if self._may_read_one:
-            reads = self._tried(partial(self._read, forward, batches, trained), "the last layer computes all tokens")
+        if self._may_read_one and in_last not in self._reads:
+            read = partial(self._read, forward, batches, trained)
+            self._reads[in_last] = self._tried(read, "the last layer computes all tokens")
+        reads = self._reads.get(in_last)
         last = self.last_layer(reads)
         for whole_layers in (False, True) if self._cache.share else ():
             find = partial(

@@ -112,6 +112,15 @@ class TransformerTrainer:
     def _precision(self) -> str:
         return in_force(self._recipe.training.precision, self._base.dtype, self._base.device)
 
+    def find(self, job: TrialJob) -> None:
+        """Find where the model is cut for a trial of this architecture, as `train` does the first time.
+
+        Raises:
+            As `train`.
+        """
+        with self._base.adapted(job.architecture, dropout=0.0, seed=job.seed) as adapted:
+            self._reuse.plan(job.architecture, partial(self._forward, adapted))
+
     def prepare(self, job: TrialJob) -> None:
         """Fill the cache with what a trial of this architecture reads, as `train` does where it is not there.
 

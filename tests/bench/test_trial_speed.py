@@ -15,7 +15,7 @@ from autopeft.bench.matmul_limit import Product, Replay, recorded
 from autopeft.bench.sentences import sentences
 from autopeft.bench.speed_plot import speed_svg
 from autopeft.bench.stock_trials import WAYS, StockTask, fresh_process
-from autopeft.bench.trial_speed import SpeedSettings, Suite, Timed, measure
+from autopeft.bench.trial_speed import SpeedSettings, Study, Suite, Timed, measure
 from autopeft.cli import bench_trials, run
 from autopeft.engine.activation_cache import ActivationCache
 from autopeft.errors import AutopeftError, UnknownNameError
@@ -111,19 +111,27 @@ def test_a_replay_multiplies_matrices_of_the_recorded_shapes_as_they_lay_in_memo
     assert torch.equal(result, c @ d)
 
 
-def test_everything_is_charged_and_ratios_are_of_one_round():
-    def timed(layers: tuple[int, ...], ours: list[float], theirs: list[float], cache: list[float]) -> Timed:
+def test_what_a_study_pays_once_is_divided_among_its_trials_and_ratios_are_of_one_round():
+    def timed(layers: tuple[int, ...], ours: list[float], theirs: list[float], filled: list[float]) -> Timed:
         (one,) = (c for c in configurations(anatomy, "lora", "uniform", 6, 0) if c.layers == layers)
-        return Timed(one, seconds={"ours": ours, "b1": theirs}, cache=cache)
+        seconds = {"ours": ours, "b1": theirs}
+        epochs = {name: [t - 0.5 for t in times] for name, times in seconds.items()}
+        return Timed(one, 2, seconds=seconds, epochs=epochs, filled=filled)
 
     anatomy = anatomy_of(tiny_bert(layers=3).config)
     first = timed((0, 1, 2), [2.0, 4.0], [4.0, 4.0], [1.0, 1.0])
     second = timed((2,), [1.0, 1.0], [4.0, 4.0], [3.0, 3.0])
-    suite = Suite("uniform", "lora", [first, second], {"ours": [1.0, 1.0], "b1": [2.0, 2.0]})
-    assert (found := suite.ratio("b1")) is not None
-    assert (found.low, found.high) == (10 / 10, 10 / 8) and found.median == pytest.approx((1 + 1.25) / 2)
-    assert (top := suite.ratio("b1", top_third=True, charged=False)) is not None and top.median == 4.0
-    assert first.ratio("b1").low == 1.0
+    first.seconds["b0"], first.epochs["b0"] = [20.0], [10.0]
+    opening = {"ours": [1.0, 1.0], "b1": [2.0, 2.0], "b0": [0.0, 0.0]}
+    suite = Suite("uniform", "lora", [first, second], opening)
+    assert suite.ratios("b1") == [10 / 8, 10 / 10]  # two trials, as they were measured
+    assert suite.ratios("b1", Study(60, 2)) == [pytest.approx(242 / 95), pytest.approx(242 / 155)]
+    assert suite.ratios("b1", Study(10, 2), top_third=True) == [pytest.approx(42 / 14)] * 2
+    assert suite.ratios("b1", Study(10, 6), top_third=True) == [pytest.approx(112 / 24)] * 2
+    assert suite.ratios("b0", Study(10, 2)) == [pytest.approx(200 / 25)]  # beside our trial of that configuration
+    assert suite.ratio("b0", Study(), top_third=True) is None
+    assert (found := suite.ratio("b1")) is not None and found.median == pytest.approx((1 + 1.25) / 2)
+    assert (found := first.ratio("b1", Study(1, 4))) is not None and found.low == 7.5 / 7.5
 
 
 def test_all_contenders_train_all_configurations_and_the_losses_agree(speeds):
@@ -131,7 +139,9 @@ def test_all_contenders_train_all_configurations_and_the_losses_agree(speeds):
     assert [one.configuration.first for one in suite.timed] == [0, 1, 2]
     for one in suite.timed:
         assert {name: len(seconds) for name, seconds in one.seconds.items()} == {"ours": 2, "b1": 2, "b2": 2}
-        assert one.n_steps == 5  # of 2 epochs with 3 steps; the first is not timed
+        for name, seconds in one.seconds.items():
+            assert all(0 < epochs < whole for epochs, whole in zip(one.epochs[name], seconds, strict=True))
+        assert one.n_steps == 2  # of 3 in the first epoch; the first is not timed
         assert one.share_of_limit.low > 0
     assert [(a.configuration, a.steps) for a in speeds.agreements] == [("lora L1+", 5)]
     assert speeds.agreements[0].largest <= 1e-5
@@ -161,7 +171,8 @@ def test_a_fresh_process_trains_the_same_trial(folder):
     asked = settings(folder)
     task = StockTask(asked.model, None, asked.recipe, asked.data, ("classifier",), "cpu")
     (one, *_) = configurations(anatomy_of(tiny_bert(layers=3).config), "lora", "uniform", 3, 0)
-    assert fresh_process(task, WAYS["b0"], one, 0, True) > 0
+    of_all, of_epochs = fresh_process(task, WAYS["b0"], one, 0, True)
+    assert of_all > of_epochs > 0
     absent = replace(task, model=str(folder / "absent"))
     with pytest.raises(AutopeftError, match=r"b0: a fresh process failed: .*absent"):
         fresh_process(absent, WAYS["b0"], one, 0, True)
@@ -169,11 +180,11 @@ def test_a_fresh_process_trains_the_same_trial(folder):
 
 def test_text_json_and_plot_tell_the_same(speeds):
     (suite,) = speeds.suites
-    ratio = suite.ratio("b1")
+    ratio = suite.ratio("b1", Study(60, 20))
     text, data = bench_trials._text(speeds), json.loads(json.dumps(bench_trials._data(speeds)))
     assert f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]" in text
     assert data["suites"][0]["ratios"][0] == {
-        "over": "b1", "layers": "all", "everything_charged": True, **vars(ratio)
+        "over": "b1", "layers": "all", "study": {"trials": 60, "epochs": 20}, **vars(ratio)
     }  # fmt: skip
     svg = speed_svg(speeds)
     assert svg.count('r="4"') == 3 * 2 + 2 and "</svg>" in svg

@@ -1,5 +1,6 @@
 """Batches against the tokenizer's own padding, and their order: every row once, like with like, repeatable."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -165,3 +166,12 @@ def test_results_come_back_in_the_order_of_the_rows(batch_size):
     assert judged.loss == sum((n + 2.0) ** 2 for n in lengths) / len(lengths)
     first = next(evaluation_batches(split, batch_size))
     assert first.input_ids.shape[1] == max(lengths) + 2
+
+
+def test_evaluation_pads_rows_of_very_different_lengths_apart():
+    lengths = np.random.default_rng(0).gamma(4, 5, 200).astype(int) + 1
+    split = tokenise(singles(lengths.tolist()), tokenizer(), 128)
+    found = list(evaluation_batches(split, 128))
+    assert sorted(row for batch in found for row in batch.rows.tolist()) == list(range(200))
+    assert all(16 <= len(batch.rows) <= 128 for batch in found[:-1])
+    assert sum(batch.input_ids.numel() for batch in found) < 1.25 * int(split.lengths.sum())

@@ -247,6 +247,30 @@ def test_the_last_layer_is_computed_for_the_token_that_the_head_reads(family: st
     assert plan.reads == reads
 
 
+def test_the_last_layer_is_looked_at_once_for_what_is_adapted_there(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert = backend(tmp_path / "bert")
+    checkpoint(tmp_path / "bert")
+    trainer = bert.open()
+    looked: list[object] = []
+    read = trainer._reuse._read  # type: ignore[union-attr]
+    monkeypatch.setattr(trainer._reuse, "_read", lambda *given: (looked.append(given), read(*given))[1])
+    top = place("encoder", 1, "attn.q", "lora", 2)
+    given = {"epochs": 2, "learning_rate": 1e-3}
+    for below, n_looks in (
+        ([], 1),
+        ([place("encoder", 0, "attn.q", "lora", 2)], 1),
+        ([place("encoder", 0, "ffn", "serial", 4)], 1),
+        ([place("encoder", 0, "embeddings", "prompt", 2)], 2),
+        ([place("encoder", 1, "ffn", "serial", 4)], 3),
+    ):
+        architecture = Architecture.of([*below, top])
+        found = train(trainer, architecture, tmp_path, **given)
+        assert len(looked) == n_looks
+        assert_equal(found, train(opened.trainer("bert", 0), architecture, tmp_path, **given), 1e-6)
+
+
 def test_a_gate_over_all_tokens_needs_the_whole_last_layer(opened: Opened, tmp_path: Path) -> None:
     bert = opened.trainer("bert")
     architecture = Architecture.of([place("encoder", 1, "ffn", "serial", 3, {"gate": "mean"})])
