@@ -40,8 +40,7 @@ def trials(
 ) -> None:
     """Speed of trials beside the HF Trainer with PEFT, everything charged, and beside the matrix multiplications alone.
 
-    First, the losses of both must agree over --gate-steps; if they do not, no ratio is printed. The defaults take a
-    quarter of an hour of one core.
+    First, the losses of both must agree over --gate-steps; if they do not, no ratio is printed.
     """
     import torch
 

@@ -176,7 +176,7 @@ class Encoding:
 
     def _spread(self, entry: Entry, positions: Sequence[tuple[str, int]], roles: Scalar, level: float) -> Matrix:
         """What an entry in these layers adds to the amounts, but its share."""
-        key = (entry.kind, entry.index, positions, roles, level)
+        key = (entry.index, positions, roles, level)
         found = self._spreads.get(key)
         if found is None:
             if len(self._spreads) > _KEPT:
