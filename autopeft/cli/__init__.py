@@ -21,7 +21,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors for the user go to stderr in one line, without a traceback."""
-    from autopeft.cli.app import app, debug_asked
+    from autopeft.cli.app import app
+    from autopeft.cli.options import debug_asked
 
     try:
         result: Any = app(arguments, standalone_mode=False)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -38,10 +37,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bench.app, name="bench")
-
-
-def debug_asked(arguments: Sequence[str]) -> bool:
-    return "--debug" in arguments
 
 
 def show_version(value: bool) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands take."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -36,3 +37,7 @@ Set = Annotated[
 Config = Annotated[str | None, typer.Option("--config", help="YAML file with these options as keys.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def debug_asked(arguments: Sequence[str]) -> bool:
+    return "--debug" in arguments

@@ -1,7 +1,6 @@
 """Trials that train together end as each does alone."""
 
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from autopeft.engine.pool import WorkerPool
 from autopeft.engine.rungs import Rung
 from autopeft.engine.training import TransformerTrainer
 from autopeft.engine.trial import NotFiniteError, TrialJob, TrialResult, read_result
-from autopeft.engine.worker import let_garbage_be_found_fast
 from autopeft.errors import UnknownSiteError
 from autopeft.space.architecture import Architecture, place
 from autopeft.space.modules import MODULES
@@ -29,14 +27,7 @@ from tests.engine.test_pool import until_finished
 from tests.engine.test_reuse import STACKS, Opened, assert_equal, at_the_top
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """As in a worker: each trial ends with a search for garbage."""
-    let_garbage_be_found_fast()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("garbage_found_fast")
 
 
 @pytest.fixture(scope="module")

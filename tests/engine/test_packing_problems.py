@@ -1,7 +1,5 @@
 """Trials of every kind of problem that train together end as each does alone."""
 
-import gc
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from autopeft.engine.recipe import TrialRecipe
 from autopeft.engine.reuse import CacheMemory
 from autopeft.engine.training import TransformerTrainer
 from autopeft.engine.transformer_backend import TransformerBackend
-from autopeft.engine.worker import let_garbage_be_found_fast
 from autopeft.hybrid import anatomy_of
 from autopeft.space.architecture import Architecture, place
 from tests.engine.checkpoints import checkpoint
@@ -25,6 +22,7 @@ from tests.hybrid.adapted import mixed
 from tests.models import tiny
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("garbage_found_fast")
 
 PROBLEMS = (*TASKS, "image_classification")
 
@@ -63,14 +61,6 @@ def make_double(trainer: TransformerTrainer) -> None:
         return trainer._problem.read(adapted(**inputs).logits, batch)
 
     trainer._forward = forward  # type: ignore[method-assign]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """As in a worker: each trial ends with a search for garbage."""
-    let_garbage_be_found_fast()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
