@@ -1,4 +1,4 @@
-"""Steps that do not fit into the memory are made of smaller parts, so that results stay comparable.
+"""Steps are made of smaller parts where they do not fit into the memory, or where parts of like length take less time.
 
 A step's loss is the sum of all its losses over their number, whatever parts they are computed in; gradients of the
 parts add up to that of the whole. So batch size, order, schedule and loss stay what they are, and numbers differ by
@@ -8,10 +8,13 @@ What did not fit in one trial is not tried again in the next ones of the worker.
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +29,55 @@ class StepTooLargeError(Exception):
     """A part of a training step does not fit into the memory."""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How a step's batch is cut into parts."""
+
+    rows: int
+    """Of a part, at most."""
+    pass_tokens: float = math.inf
+    """The tokens that must go for one more pass to be worth it; with infinitely many, lengths cut no batch."""
+
+    def parts(self, split: TokenisedSplit, batch: Batch) -> Iterator[Batch]:
+        """The batch of `split` in parts, the longest rows first; as it is where there is one."""
+        sizes = cheapest_sizes(split.lengths[batch.rows], self.pass_tokens / split.per_row)
+        if len(sizes) == 1 and sizes[0] <= self.rows:
+            yield batch
+            return
+        rows = batch.rows
+        if len(sizes) > 1:
+            rows = rows[split.lengths[rows].argsort(descending=True, stable=True)]
+        for part in rows.split(sizes):
+            for some in part.split(self.rows):
+                yield split.batch(some)
+
+
+def cheapest_sizes(lengths: Tensor, per_part: float) -> list[int]:
+    """How many rows of these `lengths (B,)`, sorted from the longest, go into each part so that all takes least time.
+
+    A part takes the time of its rows, padded to its longest, and that of `per_part` tokens besides.
+    """
+    longest = int(lengths.max())
+    if longest * len(lengths) - int(lengths.sum()) <= per_part:
+        return [len(lengths)]
+    different, counts = np.unique(lengths.numpy(), return_counts=True)  # rows of one length are not parted
+    upto = np.concatenate([[0], counts.cumsum()])  # shortest first
+    costs, begins = np.zeros(len(upto)), np.zeros(len(upto), dtype=np.int64)
+    for end in range(1, len(upto)):
+        of_last = costs[:end] + (upto[end] - upto[:end]) * different[end - 1] + per_part
+        begins[end] = of_last.argmin()
+        costs[end] = of_last[begins[end]]
+    sizes, end = list[int](), len(different)
+    while end:
+        sizes.append(int(upto[end] - upto[begins[end]]))
+        end = int(begins[end])
+    return sizes
+
+
 def backward(
-    split: TokenisedSplit, batch: Batch, rows: int, weight: Tensor, losses_of: Callable[[Tensor, Batch], Tensor]
+    split: TokenisedSplit, batch: Batch, cut: Cut, weight: Tensor, losses_of: Callable[[Tensor, Batch], Tensor]
 ) -> Fitting[Tensor]:
-    """Add the gradients of a batch of `split` up, at most so many `rows` at a time; the sum of its losses.
+    """Add the gradients of a batch of `split` up, part by part; the sum of its losses.
 
     `losses_of` gives the sum of the losses of a part's outputs, `weight` is the number of all losses.
 
@@ -43,7 +91,7 @@ def backward(
 
     total: Tensor | None = None
     try:
-        for part in _parts(split, batch, rows):
+        for part in cut.parts(split, batch):
             _, losses = yield from learned(part, partial(told, part))
             total = losses if total is None else total + losses
     except Exception as error:
@@ -54,14 +102,6 @@ def backward(
         assert total is not None
         return total
     raise StepTooLargeError(problem)  # here, where it holds on to none of the step's tensors
-
-
-def _parts(split: TokenisedSplit, batch: Batch, rows: int) -> Iterator[Batch]:
-    if len(batch.rows) <= rows:
-        yield batch
-    else:
-        for some in batch.rows.split(rows):
-            yield split.batch(some)
 
 
 class MemoryFit:

@@ -136,7 +136,8 @@ class PackedTrials:
             adapter = detached(self._base.model)
             random = _RandomNumbers(self._base.device) if spec.dropout else None
         lay_out(adapter)
-        fitting = self._trainer.fit(trained, groups, spec, rows, job, start, on_epoch, on_step)
+        cut = self._trainer.cut(rows, plan)
+        fitting = self._trainer.fit(trained, groups, spec, cut, job, start, on_epoch, on_step)
         again = partial(self._begin, job, on_epoch, on_step, start, is_apart=True)
         trial = _Trial(job, adapter, plan, trained, fitting, start, measured, spec, rows, again, random)
         trial.is_apart = is_apart or isinstance(self._reuse, NoReuse)

@@ -20,7 +20,7 @@ from autopeft.engine.activation_cache import ActivationCache, Kept, write
 from autopeft.engine.activation_stores import Entry, FileStore, MemoryStore
 from autopeft.engine.batches import Batch, TokenisedSplit, evaluation_batches
 from autopeft.engine.frozen_part import are_close, captured, find_frozen, shortened, sizes, with_gradients
-from autopeft.engine.last_layer import LastLayer, Reads, token_read
+from autopeft.engine.last_layer import LastLayer, Reads, is_in, token_read
 from autopeft.engine.stand_ins import Feed, StandIn
 from autopeft.hybrid.sites import find_sites
 from autopeft.space.architecture import Architecture
@@ -77,6 +77,8 @@ class Plan:
     stand_ins: tuple[StandIn, ...] = ()
     reads: Reads | None = None
     """The token for which alone the last layer is computed; None: for all."""
+    n_layers: int = 0
+    """Layers that compute all tokens of a batch, at least in part."""
 
     @property
     def kept(self) -> tuple[Kept, ...]:
@@ -92,7 +94,7 @@ class NoReuse:
 
     @contextmanager
     def shortened(self, architecture: Architecture, forward: Forward) -> Iterator["ShortenedModel"]:
-        yield ShortenedModel(lambda split, batch: forward(batch), ExitStack(), nullcontext)
+        yield ShortenedModel(lambda split, batch: forward(batch), Plan(), ExitStack(), nullcontext)
 
     def plan(self, architecture: Architecture, forward: Forward) -> "Plan":
         return Plan()
@@ -112,6 +114,7 @@ class ShortenedModel:
     """Runs an adapted model on a batch of a named split, its frozen part stood in for."""
 
     run: Callable[[str, Batch], Tensor]
+    plan: Plan
     parts: ExitStack
     shorten: Callable[[], AbstractContextManager[None]]
 
@@ -185,7 +188,7 @@ class FrozenPartReuse:
         with ExitStack() as parts:
             shorten = partial(shortened, self._model, plan.stand_ins, feed, last)
             parts.enter_context(shorten())
-            yield ShortenedModel(run, parts, shorten)
+            yield ShortenedModel(run, plan, parts, shorten)
 
     def last_layer(
         self, reads: Reads | None, present: Callable[[Tensor], Tensor] = lambda of_all: of_all
@@ -235,8 +238,12 @@ class FrozenPartReuse:
                 whole_layers=whole_layers,
                 last=last,
             )
-            yield Plan(self._tried(find, "each step computes the frozen layers") or (), reads)
-        yield Plan((), reads)
+            yield self._plan(self._tried(find, "each step computes the frozen layers") or (), reads)
+        yield self._plan((), reads)
+
+    def _plan(self, stand_ins: tuple[StandIn, ...], reads: Reads | None) -> Plan:
+        computed = {layer for layer in self._layers if not any(is_in(layer, one.path) for one in stand_ins)}
+        return Plan(stand_ins, reads, len(computed - {self._last.name} if reads else computed))
 
     def _read(self, forward: Forward, batches: Sequence[Batch], trained: Sequence[nn.Parameter]) -> Reads | None:
         """The token that the head reads, if the last layer gives the same when it computes that one alone."""

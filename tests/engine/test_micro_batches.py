@@ -1,5 +1,6 @@
 """Steps in parts: the same numbers as whole, on as much memory as there is. Too many rows fail here by injection."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from autopeft.cli.studies import show_study
-from autopeft.engine.batches import Batch
-from autopeft.engine.micro_batches import MemoryFit, StepTooLargeError
+from autopeft.engine import training
+from autopeft.engine.batches import Batch, TokenisedSplit
+from autopeft.engine.micro_batches import Cut, MemoryFit, StepTooLargeError, cheapest_sizes
 from autopeft.engine.recipe import TrainingSpec
 from autopeft.engine.splits import Split
 from autopeft.engine.toy import ToyBackend
@@ -88,6 +90,61 @@ def test_a_batch_in_parts_gives_the_same_losses_and_scores(trainer: Cramped, tmp
     assert cut.score == whole.score and cut.best_epoch == whole.best_epoch
     assert [record.epoch for record in told] == list(range(1, 13)), "each epoch is told once"
     assert expected[-1] < expected[0] / 2, "it learns, so that losses can differ"
+
+
+def test_a_batch_cut_by_length_gives_the_same_losses_and_scores(
+    trainer: Cramped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, expected, _ = trained(trainer, tmp_path / "whole")
+    n_passes = len(trainer.seen)
+    monkeypatch.setattr(training, "_PASS", 0)
+    trainer.seen = []
+    cut, losses, _ = trained(trainer, tmp_path / "cut")
+    assert len(trainer.seen) > 1.5 * n_passes, "rows are of several lengths"
+    assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) <= 1e-6
+    assert [r.metrics[0] for r in cut.epochs] == [r.metrics[0] for r in whole.epochs]
+    assert cut.micro_batch_size is None, "it is not for want of memory"
+
+
+def test_a_batch_is_not_cut_where_the_last_layers_one_token_is_all_that_is_computed(
+    trainer: Cramped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_PASS", 0)
+    last = Architecture.of([place("encoder", 1, "attn.q", "lora", 4)])
+    trainer.train(TrialJob(0, last, (), 5, tmp_path), lambda record: None)
+    assert set(trainer.seen[-6:]) == {8, 5}
+
+
+@pytest.mark.parametrize("per_part", [0.0, 3.0, 10.0, 40.0, 10**9])
+def test_lengths_are_cut_where_all_takes_least_time(per_part: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 7, 9):
+        lengths = torch.randint(1, 20, (n,), generator=generator).sort(descending=True).values.tolist()
+
+        def cost(sizes: Any, lengths: list[int] = lengths) -> float:
+            ends = list(itertools.accumulate(sizes))
+            return sum(size * lengths[end - size] + per_part for size, end in zip(sizes, ends, strict=True))
+
+        inner = range(1, n)
+        ways = [
+            [b - a for a, b in itertools.pairwise((0, *ends, n))]
+            for k in range(n)
+            for ends in itertools.combinations(inner, k)
+        ]
+        found = cheapest_sizes(torch.tensor(lengths), per_part)
+        assert sum(found) == n
+        assert cost(found) == min(map(cost, ways))
+
+
+def test_parts_hold_every_row_once_the_longest_first() -> None:
+    lengths = torch.tensor([3, 9, 4, 9, 3, 30])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    split = TokenisedSplit(torch.ones(int(lengths.sum()), dtype=torch.int32), None, starts, torch.arange(6), 0)
+    batch = split.batch(torch.tensor([0, 1, 2, 3, 5]))
+    parts = [part.rows.tolist() for part in Cut(rows=2, pass_tokens=5).parts(split, batch)]
+    assert parts == [[5], [1, 3], [2, 0]]
+    assert [part.rows.tolist() for part in Cut(rows=3).parts(split, batch)] == [[0, 1, 2], [3, 5]]
+    assert next(Cut(rows=8).parts(split, batch)) is batch
 
 
 def test_what_was_found_holds_for_the_next_trials_of_the_worker(trainer: Cramped, tmp_path: Path) -> None:
