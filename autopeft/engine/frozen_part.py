@@ -9,7 +9,7 @@ filled with NaN: what cannot be cut so is not cut.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from torch.utils import _pytree
 
 from autopeft.engine.activation_cache import Kept, Key
 from autopeft.engine.batches import Batch, Per
+from autopeft.engine.fused_lora import fused
 from autopeft.engine.last_layer import LastLayer
 from autopeft.engine.stand_ins import Feed, Leaf, StandIn, installed
 from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
@@ -82,9 +83,19 @@ def find_frozen(
 
 
 @contextmanager
-def shortened(model: nn.Module, stand_ins: Sequence[StandIn], feed: Feed, last: LastLayer | None) -> Iterator[None]:
-    """Within it, the model runs with its stand-ins, and with its last layer for one token where `last` is given."""
-    with installed(model, stand_ins, feed), nullcontext() if last is None else last.installed(stand_ins):
+def shortened(
+    model: nn.Module, stand_ins: Sequence[StandIn], feed: Feed, last: LastLayer | None, *, fuses: bool = False
+) -> Iterator[None]:
+    """Within it, the model runs with its stand-ins, and with its last layer for one token where `last` is given.
+
+    With `fuses`, some modules are not called, as what they do is done in one with others: nobody can watch them.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(installed(model, stand_ins, feed))
+        if fuses:
+            stack.enter_context(fused(model))
+        if last is not None:
+            stack.enter_context(last.installed(stand_ins))
         yield
 
 

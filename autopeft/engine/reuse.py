@@ -186,7 +186,7 @@ class FrozenPartReuse:
             return forward(batch)
 
         with ExitStack() as parts:
-            shorten = partial(shortened, self._model, plan.stand_ins, feed, last)
+            shorten = partial(shortened, self._model, plan.stand_ins, feed, last, fuses=True)
             parts.enter_context(shorten())
             yield ShortenedModel(run, plan, parts, shorten)
 
