@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from autopeft.errors import BudgetError
-from autopeft.samplers import SAMPLERS, Ask, Observation, SpaceExhaustedError, propose
+from autopeft.samplers import SAMPLERS, Ask, Observation, SpaceExhaustedError, gp, propose
 from autopeft.space.search_space import Candidate, SearchSpace
 from autopeft.space.spec import SpaceSpec, load_space
 from tests.anatomies import bert_like
@@ -153,3 +153,17 @@ def test_it_learns_more_than_random(name):
 
     gains = [best(name, seed) - best("random", seed) for seed in range(3)]
     assert np.mean(gains) > 0
+
+
+def test_the_gaussian_process_learns_where_the_budget_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = SearchSpace(load_space("lora"), ANATOMY, 113_566)  # the score rises with sizes
+
+    def excess(seed: int) -> float:
+        rng = np.random.default_rng(seed)
+        past = [observed(space.sample(rng)) for _ in range(14)]
+        return space.excess(space.candidate(dict(gp.suggest_gp(Ask(space, past, seed)))))
+
+    told = [excess(seed) for seed in range(4)]
+    monkeypatch.setattr(gp, "_constraint", lambda ask, observation: {})
+    untold = [excess(seed) for seed in range(4)]
+    assert sum(told) < 0.8 * sum(untold)
