@@ -39,7 +39,7 @@ Per = Literal["row", "token", "target"]
 _CHUNK = 10_000
 """Rows tokenised at a time."""
 
-_FEWEST, _SHORTEST = 8, 0.85
+_FEWEST, _SHORTEST = 16, 0.8
 """Where no gradient is needed, a batch of so many rows or more ends before a row that is shorter than this share of its
 longest: few rows of very different lengths would be padding for the most part."""
 
