@@ -4,9 +4,12 @@ A problem is one task of one table in one space. A sampler proposes any architec
 the table that the run has not used yet is trained in its place, and the sampler is told that row: its params and its
 score. All samplers are treated so. What is over the budget has no row: Optuna is told the worst score so far.
 
-*Near* is the distance between what stands in the layers: for every layer and every kind at a sub-layer the logarithm of
-its parameters plus one, relative to the largest in the table, and the logarithm of the learning rate with the weight
-of a tenth of the structure. It knows of no sampler's encoding and means the same in every space.
+*Near* is the distance between what stands in the layers: for every layer and every kind at a sub-layer log(1 + 50 n),
+where n is its number of parameters relative to the largest in the table; beside it the logarithm of the learning
+rate, which spreads as widely over the table as all of the structure does. It knows of no sampler's encoding and means
+the same in every space. Both constants were chosen by how well the nearest other row foretells the score of a row of
+the shipped table: the correlation is 0.58 on average over its six problems (0.28 with log(1 + parameters) and next to
+no weight for the learning rate, with which the rows of `hybrid` answer at random).
 
 Limits: a sampler that proposes precisely is served with the precision of the table, so that differences between good
 samplers come out smaller than they are; regret is against the best row of the table, whose score is that of one or few
@@ -39,7 +42,8 @@ from autopeft.space.spec import load_space
 
 TABLE = "minilm.jsonl.gz"
 _LEAST_ROWS = 20
-_RATE_WEIGHT = 0.1
+_BEND = 50
+"""Parameters from which twice as many are one step more, as a part of the largest number: one fiftieth."""
 
 
 @dataclass(frozen=True)
@@ -76,37 +80,43 @@ class TableProblem:
     @cached_property
     def version(self) -> str:
         values = [[row.candidate.architecture.id, row.candidate.training, row.scores] for row in self.rows]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+        how = Path(__file__).read_text(encoding="utf-8")  # which row answers hangs on this module
+        return hashlib.sha256((json.dumps(values) + how).encode()).hexdigest()[:12]
 
     @cached_property
     def features(self) -> Array:
-        """(rows, features), scaled."""
-        return np.stack([self.describe(row.candidate) for row in self.rows]) * self._scale
-
-    @cached_property
-    def _scale(self) -> Array:
-        raw = np.stack([self.describe(row.candidate) for row in self.rows])
-        scale = np.full(raw.shape[1], 1 / max(1e-9, float(raw[:, :-1].max())))
-        spread = float(np.ptp(raw[:, -1]))
-        structure = float(np.mean(np.linalg.norm((raw - raw.mean(axis=0))[:, :-1] * scale[:-1], axis=1)))
-        scale[-1] = structure * math.sqrt(_RATE_WEIGHT) / spread if spread > 0 else 0.0
-        return scale
+        """(rows, features): structure and learning rate, each with a mean square distance of 1 from its mean."""
+        return np.stack([self.describe(row.candidate) for row in self.rows])
 
     def describe(self, candidate: Candidate) -> Array:
-        """Per layer and slot log(1 + parameters), then the log of the learning rate."""
+        """(features,): per layer and slot the scaled logarithm of its parameters, then that of the learning rate."""
+        largest, structure, rate = self._scale
+        counts, log_rate = self._measure(candidate)
+        return np.append(np.log1p(_BEND * counts.ravel() / largest) * structure, log_rate * rate)
+
+    @cached_property
+    def _scale(self) -> tuple[float, float, float]:
+        """The largest number of parameters; factors of the logarithms of structure and learning rate."""
+        measured = [self._measure(row.candidate) for row in self.rows]
+        counts = np.stack([counts.ravel() for counts, _ in measured])
+        rates = np.array([log_rate for _, log_rate in measured])
+        largest = max(1.0, float(counts.max()))
+        logarithms = np.log1p(_BEND * counts / largest)
+        widths = float(np.sqrt(logarithms.var(axis=0).sum())), float(rates.std())
+        structure, rate = (1 / width if width > 1e-9 else 0.0 for width in widths)
+        return largest, structure, rate
+
+    def _measure(self, candidate: Candidate) -> tuple[Array, float]:
+        """(layers, slots) numbers of parameters, and the logarithm of the learning rate."""
         anatomy = self.space.anatomy
         position = {(stack, index): at for at, (stack, index, _) in enumerate(anatomy.layers)}
         slots = {slot: number for number, slot in enumerate(self._slots)}
-        counted: dict[tuple[int, int], int] = defaultdict(int)
+        counts = np.zeros((anatomy.n_layers, len(slots)))
         for p in candidate.architecture.placements:
             slot = slots.get(slot_of(p.module, p.role))
             if slot is not None:
-                counted[position[p.stack, p.layer], slot] += count_placement(p, anatomy)
-        found = np.zeros((anatomy.n_layers, len(slots)))
-        for where, n in counted.items():
-            found[where] = math.log1p(n)
-        rate = float(dict(candidate.training).get("learning_rate", 1.0))
-        return np.append(found.ravel(), math.log(rate))
+                counts[position[p.stack, p.layer], slot] += count_placement(p, anatomy)
+        return counts, math.log(float(dict(candidate.training).get("learning_rate", 1.0)))
 
     @cached_property
     def _slots(self) -> tuple[tuple[str, str], ...]:
@@ -133,7 +143,7 @@ class Lookups:
         if self._is_used.all():
             raise SpaceExhaustedError(f"all {len(self._is_used)} rows of {self._problem.name} have been used")
         problem = self._problem
-        here = np.nan_to_num(problem.describe(candidate) * problem._scale)
+        here = problem.describe(candidate)
         distances = np.where(self._is_used, np.inf, np.linalg.norm(problem.features - here, axis=1))
         at = int(np.argmin(distances))
         self._is_used[at] = True
