@@ -43,7 +43,7 @@ from autopeft.space.spec import load_space
 TABLE = "minilm.jsonl.gz"
 _LEAST_ROWS = 20
 _BEND = 50
-"""Parameters from which twice as many are one step more, as a part of the largest number: one fiftieth."""
+"""Below a fiftieth of the largest number of parameters distances are as numbers, above it as their logarithms."""
 
 
 @dataclass(frozen=True)
