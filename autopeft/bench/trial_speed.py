@@ -34,7 +34,7 @@ from autopeft.engine.shared_model import SharedModel, choose_dtype
 from autopeft.engine.training import TransformerTrainer
 from autopeft.engine.transformer_backend import TransformerBackend
 from autopeft.engine.trial import TrialJob
-from autopeft.engine.worker import let_garbage_be_found_fast
+from autopeft.engine.worker import keep_freed_memory, let_garbage_be_found_fast
 from autopeft.errors import UnknownNameError, UsageError
 
 OURS = "ours"
@@ -224,7 +224,8 @@ def _measure(settings: SpeedSettings, tell: Callable[[str], None]) -> Speeds:
     for one in _to_check(suites):
         agreements += check_losses(base, splits, task, [one], settings.gate_steps, settings.seed)
         tell(f"losses   {one.name}: {agreements[-1].largest:.1e} apart at most, {settings.gate_steps} steps")
-    let_garbage_be_found_fast()  # as in a worker; the others gain by it, too
+    let_garbage_be_found_fast()  # this and the next as in a worker; the others gain by it, too
+    keep_freed_memory()
     meter = _Meter(settings, task, device)
     for number in range(settings.rounds):
         for suite in suites:

@@ -23,6 +23,7 @@ from autopeft.engine.activation_cache import Kept, Key
 from autopeft.engine.batches import Batch, Per
 from autopeft.engine.fused_lora import fused
 from autopeft.engine.last_layer import LastLayer
+from autopeft.engine.short_attention import short_attention
 from autopeft.engine.stand_ins import Feed, Leaf, StandIn, installed
 from autopeft.hybrid.layers import PREFIX, AdaptedOutput, HybridLayer
 from autopeft.hybrid.roles import is_linear
@@ -94,6 +95,7 @@ def shortened(
         stack.enter_context(installed(model, stand_ins, feed))
         if fuses:
             stack.enter_context(fused(model))
+            stack.enter_context(short_attention())
         if last is not None:
             stack.enter_context(last.installed(stand_ins))
         yield

@@ -4,6 +4,7 @@ The supervisor decides when a worker ends, so SIGINT, SIGTERM and SIGHUP, which 
 the whole group, are ignored here; a watchdog ends the process the moment its parent is gone.
 """
 
+import ctypes
 import errno
 import faulthandler
 import gc
@@ -51,6 +52,13 @@ from autopeft.engine.trial import (
 )
 from autopeft.errors import AutopeftError, DataError, EnvironmentProblem, OverLimitError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of options in glibc's malloc.h."""
+_KEPT_BYTES = 2**30
+"""Of freed memory, at most."""
+_MAPPED_BYTES = 2**26
+"""From which on a block comes from the system and goes back there: activations are smaller, caches larger."""
+
 _DATA_DO_NOT_FIT = ("is out of bounds", "index out of range in self")
 """What a loss says of a label, and an embedding of a token, that the model does not have."""
 
@@ -75,6 +83,7 @@ def serve(pipe: Connection, index: int, threads: int, log_file: Path | None) -> 
             backend = backend.settled(choices)
         trainer = backend.open(index)
         let_garbage_be_found_fast()
+        keep_freed_memory()
     except Exception as error:
         pipe.send(CannotGoOn(_as_autopeft_error(error, "the worker could not start"), traceback.format_exc()))
         return
@@ -233,6 +242,21 @@ def let_garbage_be_found_fast() -> None:
     and transformers alone make it take longer than a short trial."""
     gc.collect()
     gc.freeze()
+
+
+def keep_freed_memory() -> None:
+    """Leave what a training step has freed to the next one, where the C library is glibc.
+
+    Else its allocator hands hundreds of pages back to the system after each step, which zeroes and maps them anew in
+    the next one; a step of 100 ms took up to 5 % longer. The most that is ever in use is the same.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or another way to load it
+        return
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    if not mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES):
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES // 2)  # the most that older versions take
 
 
 def peak_memory_bytes() -> int | None:
