@@ -51,15 +51,15 @@ _PAIRS = 24
 _EAGER = 0.1
 """Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
 of dimensions nearly everything is uncertain, and improvement alone would explore for ever."""
-_EVOLVED_AFTER = 30
+_EVOLVED_AFTER = 12
 """Trials from which on the others are left to `evolution`, where the best score alone is sought. Real trainings of few
 rows score by luck as much as by merit; where good learning rates fail in the first trials, the surrogate rules them out
 for long, and what it knows least of lies at the edges of the space."""
 _CURIOUS_AFTER, _CURIOUS_EVERY, _MOST_CURIOUS = 15, 5, 6.0
-"""Until then they take deviations as larger, from 20 trials on, by one for every five trials more; and where evolution
-has no turn (for a Pareto front, and for improvement per second, which it does not weigh) up to six times. Improvement
-looks at one point after the other and finds none far from the known ones worth a trial; but of the myriad points there
-the best is several deviations above its mean, and the longer a search lasts the less is left to find near by."""
+"""For a Pareto front, and for improvement per second, which evolution does not weigh, the others take deviations as
+larger, from 20 trials on: by one for every five trials more, up to six times. Improvement looks at one point after the
+other and finds none far from the known ones worth a trial; but of the myriad points there the best is several
+deviations above its mean, and the longer a search lasts the less is left to find near by."""
 _LEAST_GAIN = 1e-3
 """In log acquisition, below which a local search ends."""
 
