@@ -71,7 +71,7 @@ Acquisition = Callable[[Sequence[Candidate]], Vector]
 
 
 def suggest_bo(ask: Ask) -> Params:
-    """Bayesian optimisation over what fits the budget; the first eight trials are baselines or random."""
+    """Bayesian optimisation over what fits the budget; the first eight trials are baselines, random or plain points."""
     space, rng = ask.space, np.random.default_rng(ask.seed)
     complete = [trial for trial in ask.past if trial.state == "complete"]
     encoding = _ENCODINGS.setdefault(space, Encoding(space))
