@@ -53,8 +53,8 @@ _EAGER = 0.1
 of dimensions nearly everything is uncertain, and improvement alone would explore for ever."""
 _EVOLVED_AFTER = 12
 """Trials from which on the others are left to `evolution`, where the best score alone is sought. Real trainings of few
-rows score by luck as much as by merit; where good learning rates fail in the first trials, the surrogate rules them out
-for long, and what it knows least of lies at the edges of the space."""
+rows score by luck too; where good learning rates fail in the first trials, the surrogate rules them out for long, and
+what it knows least of lies at the edges of the space."""
 _CURIOUS_AFTER, _CURIOUS_EVERY, _MOST_CURIOUS = 15, 5, 6.0
 """For a Pareto front, and for improvement per second, which evolution does not weigh, the others take deviations as
 larger, from 20 trials on: by one for every five trials more, up to six times. Improvement looks at one point after the
