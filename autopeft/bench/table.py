@@ -14,10 +14,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from autopeft.bench.surface import stream
 from autopeft.engine.data import TaskData
@@ -189,7 +192,7 @@ def _header(
         "command": "autopeft bench table",
         "model": {"name": model, "fingerprint": fingerprint(model, None), "anatomy": anatomy.to_json()},
         "budget": {"text": BUDGET, "parameters": ParameterBudget.parse(BUDGET).resolve(anatomy.n_parameters)},
-        "recipe": recipe.model_dump(mode="json", exclude={"task": {"dataset", "choices"}}),
+        "recipe": _recipe_json(recipe),
         "tasks": {
             task.name: {
                 "content_hash": task.data.content_hash,
@@ -204,6 +207,10 @@ def _header(
         "libraries": {name: version(name) for name in LIBRARIES},
         "threads": torch.get_num_threads(),
     }
+
+
+def _recipe_json(recipe: TrialRecipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"task": {"dataset", "choices"}})
 
 
 def parse_points(text: str) -> tuple[tuple[str, int], ...]:
@@ -240,6 +247,8 @@ def _opened(out: Path, header: Mapping[str, Any]) -> dict[str, set[Any]]:
         _append(out, header)
         return done
     kept = {name: value for name, value in lines[0].items() if name not in _MAY_DIFFER}
+    with suppress(ValidationError):  # a table of before a setting was added has that setting at its default
+        kept["recipe"] = _recipe_json(TrialRecipe.model_validate(kept.get("recipe")))
     asked = json.loads(json.dumps({name: value for name, value in header.items() if name not in _MAY_DIFFER}))
     if kept != asked:
         different = ", ".join(sorted(name for name in {*kept, *asked} if kept.get(name) != asked.get(name)))
