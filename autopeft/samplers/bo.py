@@ -3,9 +3,7 @@
 Only points are looked at that are in the space, within the budget and untrained. A Gaussian process over encoded points
 (`encoding`, `surrogate`) says how good each may be; a local search over feasible neighbours finds the one that promises
 most (`acquisition`). Running trials count as if they ended as expected, failed ones as bad, pruned ones by their curve.
-For the best score every second proposal is, from some trials on, a good trial changed a little (`evolution`): it asks
-no surrogate and so is not misled by one. The proposal follows from the ask alone: nothing is kept between calls that
-changes a result.
+The proposal follows from the ask alone: nothing is kept between calls that changes a result.
 """
 
 import hashlib
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 from autopeft.samplers.acquisition import Staircase, log_expected_improvement
 from autopeft.samplers.duration import expected_seconds
 from autopeft.samplers.encoding import Encoding
-from autopeft.samplers.evolution import suggest_evolution
 from autopeft.samplers.moves import several, single
 from autopeft.samplers.outcomes import expected_ends, tamed, value_of_failed
 from autopeft.samplers.plain import crossed, filled, plain, together
@@ -51,15 +48,10 @@ _PAIRS = 24
 _EAGER = 0.1
 """Every second proposal takes deviations as this much smaller, and so goes for what is expected to be good: in dozens
 of dimensions nearly everything is uncertain, and improvement alone would explore for ever."""
-_EVOLVED_AFTER = 12
-"""Trials from which on the others are left to `evolution`, where the best score alone is sought. Real trainings of few
-rows score by luck too; where good learning rates fail in the first trials, the surrogate rules them out for long, and
-what it knows least of lies at the edges of the space."""
 _CURIOUS_AFTER, _CURIOUS_EVERY, _MOST_CURIOUS = 15, 5, 6.0
-"""For a Pareto front, and for improvement per second, which evolution does not weigh, the others take deviations as
-larger, from 20 trials on: by one for every five trials more, up to six times. Improvement looks at one point after the
-other and finds none far from the known ones worth a trial; but of the myriad points there the best is several
-deviations above its mean, and the longer a search lasts the less is left to find near by."""
+"""The others take them as larger, from 20 trials on: by one for every five trials more, up to six times. Improvement
+looks at one point after the other and finds none far from the known ones worth a trial; but of the myriad points there
+the best is several deviations above its mean, and the longer a search lasts the less is left to find near by."""
 _LEAST_GAIN = 1e-3
 """In log acquisition, below which a local search ends."""
 
@@ -79,8 +71,6 @@ def suggest_bo(ask: Ask) -> Params:
         if ask.earlier and len(ask.past) % 2 == 0:
             return _told_by_earlier(ask, encoding, complete, rng)
         return dict(_at_random(space, rng).params)
-    if _is_evolutions(ask):
-        return suggest_evolution(ask)
     beliefs = _Beliefs.of(ask, encoding, complete)
     return dict(_search(ask, beliefs.acquisition(ask), beliefs.incumbents(ask), rng).params)
 
@@ -156,11 +146,6 @@ class _Beliefs:
             if not front or self.complete[int(at)].stored < front[-1].stored:
                 front.append(self.complete[int(at)])
         return front[: 2 * _INCUMBENTS]
-
-
-def _is_evolutions(ask: Ask) -> bool:
-    is_for_score = ask.objective == "score" and not ask.per_second
-    return is_for_score and len(ask.past) >= _EVOLVED_AFTER and len(ask.past) % 2 == 0
 
 
 def _curiosity(n_past: int) -> float:

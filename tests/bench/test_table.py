@@ -83,8 +83,8 @@ def test_the_nearest_other_row_foretells_the_score_of_a_row():
         squared = ((table.features[:, None] - table.features) ** 2).sum(-1)
         np.fill_diagonal(squared, np.inf)
         found.append(np.corrcoef(scores, scores[squared.argmin(axis=1)])[0, 1])
-    assert min(found) > 0.2  # SST-2, where a part of the rows is near chance; at random it is 0 ± 0.07
-    assert np.mean(found) > 0.5
+    assert min(found) > 0.3  # SST-2, where a third of the trainings is near chance; at random it is 0 ± 0.08
+    assert np.mean(found) > 0.55
 
 
 def test_seen_scores_are_of_one_seed_and_true_ones_of_all():

@@ -161,19 +161,6 @@ def test_it_finds_more_than_random_and_a_misleading_earlier_study_does_not_hurt_
     assert best_of(space, 5, (earlier_of(space, 1.0),)) > random
 
 
-def test_every_second_proposal_for_the_score_is_evolutions_from_twelve_trials_on():
-    space = space_of()
-    past = [observed(space.sample(RNG(seed))) for seed in range(14)]
-
-    def is_evolved(n_past: int, **wanted) -> bool:
-        ask = Ask(space, past[:n_past], 7, **wanted)
-        return SAMPLERS["bo"](ask) == SAMPLERS["evolution"](ask)
-
-    assert [is_evolved(n) for n in (10, 11, 12, 13, 14)] == [False, False, True, False, True]
-    assert not is_evolved(12, objective="pareto")
-    assert not is_evolved(12, per_second=True)
-
-
 def test_moves_are_valid_points_near_by():
     space = space_of("hybrid")
     start = space.grow(dict(space.sample(RNG(0)).params), RNG(0))
