@@ -119,12 +119,12 @@ def compare(
     return Comparison(suite, chosen, tuple(named), seeds, trials, tuple(found))
 
 
-SUITES = ("synthetic", "tabular")
+SUITES = ("synthetic", "held-out", "tabular")
 _TABLES = (".jsonl", ".gz")
 
 
 def problem_names(suite: str, given: Sequence[str] = ()) -> tuple[str, ...]:
-    """`suite` is `synthetic`, `tabular` or the file of a table.
+    """`suite` is `synthetic`, `held-out`, `tabular` or the file of a table.
 
     Raises:
         UnknownNameError: no such suite or problem.
@@ -133,8 +133,8 @@ def problem_names(suite: str, given: Sequence[str] = ()) -> tuple[str, ...]:
     from autopeft.bench import suite as synthetic
     from autopeft.bench import tabular
 
-    if suite == "synthetic":
-        return synthetic.names(given)
+    if suite in synthetic.SUITES:
+        return synthetic.names(given, synthetic.SUITES[suite])
     if suite not in SUITES and not suite.endswith(_TABLES):
         raise UnknownNameError("suite", suite, SUITES)
     return tabular.names(given, _table_of(suite))
@@ -145,7 +145,9 @@ def load(suite: str, name: str) -> Problem:
     from autopeft.bench import suite as synthetic
     from autopeft.bench import tabular
 
-    return synthetic.load_problem(name) if suite == "synthetic" else tabular.load_problem(name, _table_of(suite))
+    if suite in synthetic.SUITES:
+        return synthetic.load_problem(name)
+    return tabular.load_problem(name, _table_of(suite))
 
 
 def _table_of(suite: str) -> Path | None:

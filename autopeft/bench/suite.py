@@ -1,4 +1,4 @@
-"""The synthetic suite: surfaces over shipped spaces on BERT-base and RoBERTa-large at 0.5 %, with known optima.
+"""The synthetic suites: surfaces over shipped spaces on BERT-base and RoBERTa-large at 0.5 %, with known optima.
 
 Scores are in points: the optimum has 88, and the median of random architectures within the budget lies `gap` below it.
 `optima.json` holds what takes minutes to compute, the best point of every surface and how it was found;
@@ -56,6 +56,21 @@ SUITE: Mapping[str, Drawn] = MappingProxyType(
     }
 )
 """Seeds are counted up, none was chosen for what it draws."""
+HELD_OUT: Mapping[str, Drawn] = MappingProxyType(
+    {
+        "held-hybrid-12-layered": Drawn("hybrid", "bert-base", "layered", 101),
+        "held-hybrid-12-patchy": Drawn("hybrid", "bert-base", "patchy", 102),
+        "held-hybrid-12-pooled": Drawn("hybrid", "bert-base", "pooled", 103),
+        "held-hybrid-24-layered": Drawn("hybrid", "roberta-large", "layered", 104),
+        "held-autopeft-12-layered": Drawn("autopeft", "bert-base", "layered", 107),
+        "held-autopeft-24-layered": Drawn("autopeft", "roberta-large", "layered", 108),
+        "held-lora-12-pooled": Drawn("lora", "bert-base", "pooled", 109),
+        "held-lora-24-patchy": Drawn("lora", "roberta-large", "patchy", 110),
+    }
+)
+"""Drawn when the samplers were finished. Who changes one looks at `SUITE` meanwhile, and at these once, at the end."""
+SUITES: Mapping[str, Mapping[str, Drawn]] = MappingProxyType({"synthetic": SUITE, "held-out": HELD_OUT})
+SURFACES: Mapping[str, Drawn] = MappingProxyType({**SUITE, **HELD_OUT})
 
 
 @dataclass(frozen=True)
@@ -151,10 +166,10 @@ def load_problem(name: str) -> SurfaceProblem:
     Raises:
         UnknownNameError: no such surface.
     """
-    if name not in SUITE:
-        raise UnknownNameError("surface", name, tuple(SUITE))
-    space, surface = bind(SUITE[name])
-    return SurfaceProblem(name, SUITE[name], space, surface, _stored()[name])
+    if name not in SURFACES:
+        raise UnknownNameError("surface", name, tuple(SURFACES))
+    space, surface = bind(SURFACES[name])
+    return SurfaceProblem(name, SURFACES[name], space, surface, _stored()[name])
 
 
 def bind(drawn: Drawn) -> tuple[SearchSpace, Surface]:
@@ -207,16 +222,16 @@ def _stored() -> dict[str, Optimum]:
     return {name: Optimum(**row) for name, row in json.loads(text).items()}
 
 
-def names(given: Sequence[str] = ()) -> tuple[str, ...]:
-    """The surfaces that are meant: all by default.
+def names(given: Sequence[str] = (), suite: Mapping[str, Drawn] = SUITE) -> tuple[str, ...]:
+    """The surfaces of a suite that are meant: all by default.
 
     Raises:
         UnknownNameError: no such surface.
     """
     for name in given:
-        if name not in SUITE:
-            raise UnknownNameError("surface", name, tuple(SUITE))
-    return tuple(given) or tuple(SUITE)
+        if name not in suite:
+            raise UnknownNameError("surface", name, tuple(suite))
+    return tuple(given) or tuple(suite)
 
 
 def _hash(value: Any) -> str:

@@ -29,7 +29,7 @@ def samplers(
         str, typer.Option(help="Names with commas between: ours, and optuna-tpe, optuna-gp, … unrepaired; all.")
     ] = "",
     suite: Annotated[
-        str, typer.Option(help="synthetic, tabular, or a file that `autopeft bench table` wrote.")
+        str, typer.Option(help="synthetic, held-out, tabular, or a file that `autopeft bench table` wrote.")
     ] = "synthetic",
     problems: Annotated[str, typer.Option(help="Names with commas between: only these of the suite.")] = "",
     seeds: Annotated[int, typer.Option(help="Runs of every sampler on every problem.")] = 10,
@@ -97,15 +97,15 @@ def table_(
 @app.command()
 def optima(
     out: Annotated[str, typer.Option(help="JSON file to write.")],
-    problems: Annotated[str, typer.Option(help="Names with commas between: only these of the synthetic suite.")] = "",
+    problems: Annotated[str, typer.Option(help="Names with commas between: only these surfaces.")] = "",
     debug: Debug = False,
 ) -> None:
-    """Compute the best architectures of the synthetic suite anew: half an hour of one core for all."""
-    from autopeft.bench.suite import SUITE, names, solved, to_json
+    """Compute the best architectures of the synthetic and the held-out suite anew: an hour of one core for all."""
+    from autopeft.bench.suite import SURFACES, names, solved, to_json
 
     found = {}
-    for name in names(_listed(problems)):
-        found[name] = solved(SUITE[name])
+    for name in names(_listed(problems), SURFACES):
+        found[name] = solved(SURFACES[name])
         _tell(f"{name}: raw {found[name].raw:.6f}; {found[name].method}")
     atomic_write(Path(out), to_json(found))
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from autopeft.bench.comparing import compare, curves, read_runs, summary
+from autopeft.bench.comparing import compare, curves, problem_names, read_runs, summary
 from autopeft.bench.plot import regret_svg
 from autopeft.bench.running import run_sampler, sampler_version
 from autopeft.bench.suite import load_problem
@@ -66,6 +66,15 @@ def test_finished_runs_are_kept_and_a_cut_line_is_run_again(tmp_path):
     file.write_text(lines[0][:40] + "\n" + lines[1] + "\n")
     with pytest.raises(StudyCorruptError, match=r"runs\.jsonl:1"):
         list(read_runs(file))
+
+
+def test_the_held_out_suite_holds_other_surfaces(tmp_path):
+    held = set(problem_names("held-out"))
+    assert len(held) == 8 and not held & set(problem_names("synthetic"))
+    found = compare("held-out", ["random"], ["held-lora-24-patchy"], seeds=1, trials=5, results=tmp_path / "r.jsonl")
+    assert found.runs[0].regrets != run_sampler("random", load_problem(PROBLEM), seed=0, n_trials=5).regrets
+    with pytest.raises(UnknownNameError, match="held-lora-24-patchy"):
+        problem_names("held-out", ["lora-24-patchy"])
 
 
 def test_a_changed_sampler_has_another_version():
