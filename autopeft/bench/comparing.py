@@ -119,7 +119,6 @@ def compare(
     return Comparison(suite, chosen, tuple(named), seeds, trials, tuple(found))
 
 
-SUITES = ("synthetic", "held-out", "tabular")
 _TABLES = (".jsonl", ".gz")
 
 
@@ -135,8 +134,8 @@ def problem_names(suite: str, given: Sequence[str] = ()) -> tuple[str, ...]:
 
     if suite in synthetic.SUITES:
         return synthetic.names(given, synthetic.SUITES[suite])
-    if suite not in SUITES and not suite.endswith(_TABLES):
-        raise UnknownNameError("suite", suite, SUITES)
+    if suite != "tabular" and not suite.endswith(_TABLES):
+        raise UnknownNameError("suite", suite, (*synthetic.SUITES, "tabular"))
     return tabular.names(given, _table_of(suite))
 
 
